@@ -1,0 +1,195 @@
+// Package backend holds what the balancer knows of its backends while it runs:
+// state, load and the connections that have one of them for a home. The set of
+// backends is immutable; what changes in it is atomic, so that picking takes no
+// lock.
+package backend
+
+import (
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"apiserver-lb/balancer/pick"
+	"apiserver-lb/health"
+)
+
+// Backend is one kube-apiserver.
+type Backend struct {
+	// Static after construction.
+	Name       string
+	Address    string // host:port
+	ServerName string // that its certificate must bear
+	Zone       string
+	Weight     int // at least 1
+
+	state      atomic.Uint32 // a health.State
+	rampFrom   atomic.Int64  // when slow start began, nanoseconds since the epoch; 0: no slow start
+	short      atomic.Int64
+	long       atomic.Int64
+	homed      atomic.Int64
+	lastAnswer atomic.Int64 // nanoseconds since the epoch
+}
+
+// State returns the state that the health checks last gave it.
+func (b *Backend) State() health.State { return health.State(b.state.Load()) }
+
+// SetState notes a change of state at the time given. A backend that becomes
+// ready again after it was out starts slowly; one that becomes ready for the
+// first time does not, since then all of them are new.
+func (b *Backend) SetState(s health.State, now time.Time) {
+	before := health.State(b.state.Swap(uint32(s)))
+	if s == health.Ready && (before == health.Dead || before == health.Draining) {
+		b.rampFrom.Store(now.UnixNano())
+	}
+}
+
+// Answered notes that the backend answered a request; LastAnswer tells when the
+// last one was. The health checker asks before it takes a slow probe for a hang.
+func (b *Backend) Answered(now time.Time) { b.lastAnswer.Store(now.UnixNano()) }
+
+// LastAnswer returns the time of the last answer, the zero time where there was none.
+func (b *Backend) LastAnswer() time.Time {
+	n := b.lastAnswer.Load()
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// Load returns the requests in flight, short and long-running, and the client
+// connections that have this backend for a home.
+func (b *Backend) Load() (short, long, homed int64) {
+	return b.short.Load(), b.long.Load(), b.homed.Load()
+}
+
+// rampFloor is the share of its weight with which a backend starts after it was
+// out: enough to warm its caches, too little to hurt if it is not well yet.
+const rampFloor = 0.1
+
+// ramp returns the share of its weight that slow start gives the backend, from
+// rampFloor to 1 over the duration given.
+func (b *Backend) ramp(slowStart time.Duration, now time.Time) float64 {
+	from := b.rampFrom.Load()
+	if from == 0 || slowStart <= 0 {
+		return 1
+	}
+	passed := now.Sub(time.Unix(0, from))
+	if passed >= slowStart {
+		b.rampFrom.CompareAndSwap(from, 0)
+		return 1
+	}
+	return max(rampFloor, float64(passed)/float64(slowStart))
+}
+
+// Slot is one request's place in a backend's load, from the choice of the backend
+// to the end of the response body.
+type Slot struct {
+	Backend *Backend
+	long    bool
+	given   atomic.Bool
+}
+
+// Acquire counts one request in. Its Slot must be released when the body has ended.
+func (b *Backend) Acquire(long bool) *Slot {
+	b.counter(long).Add(1)
+	return &Slot{Backend: b, long: long}
+}
+
+// Release gives the place back; calls after the first do nothing.
+func (s *Slot) Release() {
+	if !s.given.Swap(true) {
+		s.Backend.counter(s.long).Add(-1)
+	}
+}
+
+func (b *Backend) counter(long bool) *atomic.Int64 {
+	if long {
+		return &b.long
+	}
+	return &b.short
+}
+
+// Home is a client connection's tie to a backend; the zero Home has none.
+type Home struct{ at atomic.Pointer[Backend] }
+
+// At returns the home, or nil.
+func (h *Home) At() *Backend { return h.at.Load() }
+
+// Move makes b the home (nil: none). It yields to a concurrent move and returns
+// the home that stands now.
+func (h *Home) Move(from, b *Backend) *Backend {
+	if !h.at.CompareAndSwap(from, b) {
+		return h.at.Load()
+	}
+	if from != nil {
+		from.homed.Add(-1)
+	}
+	if b != nil {
+		b.homed.Add(1)
+	}
+	return b
+}
+
+// Leave ends the tie when the client connection has ended.
+func (h *Home) Leave() {
+	if b := h.at.Swap(nil); b != nil {
+		b.homed.Add(-1)
+	}
+}
+
+// Set is an immutable list of backends.
+type Set struct {
+	backends  []*Backend
+	slowStart time.Duration
+}
+
+// NewSet makes a set of the backends given, in which slow start takes the
+// duration given (0: none).
+func NewSet(slowStart time.Duration, backends ...*Backend) *Set {
+	return &Set{backends: backends, slowStart: slowStart}
+}
+
+// All returns the backends in configured order. The slice must not be changed.
+func (s *Set) All() []*Backend { return s.backends }
+
+// View appends to cs what a policy needs to know of each backend, in the order of
+// All. Those in tried are not usable, and of the others only the best there are by
+// health.Usable: a request that all ready backends failed may still go to a
+// draining one.
+func (s *Set) View(cs []pick.Candidate, tried []*Backend, now time.Time) []pick.Candidate {
+	var stateRoom [8]health.State
+	var indexRoom [8]int
+	states, index := stateRoom[:0], indexRoom[:0]
+	first := len(cs)
+	for i, b := range s.backends {
+		short, long, homed := b.Load()
+		cs = append(cs, pick.Candidate{
+			Weight: float64(b.Weight) * b.ramp(s.slowStart, now),
+			Short:  short,
+			Long:   long,
+			Homed:  homed,
+		})
+		if !slices.Contains(tried, b) {
+			states, index = append(states, b.State()), append(index, first+i)
+		}
+	}
+	usable, _ := health.Usable(states)
+	for _, i := range usable {
+		cs[index[i]].Usable = true
+	}
+	return cs
+}
+
+// Panicking reports whether no backend is ready although they have been judged,
+// so that those that fail their checks are used all the same.
+func (s *Set) Panicking() bool {
+	states := make([]health.State, len(s.backends))
+	for i, b := range s.backends {
+		states[i] = b.State()
+	}
+	_, panicking := health.Usable(states)
+	return panicking
+}
+
+// Index returns b's place in All, negative where it is not in the set.
+func (s *Set) Index(b *Backend) int { return slices.Index(s.backends, b) }
