@@ -1,0 +1,44 @@
+package balancer
+
+import (
+	"crypto/x509"
+	"net/netip"
+	"sync/atomic"
+
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/tlsconf"
+)
+
+// Verifier tells what a certificate chain says of its holder, and whether an
+// earlier verdict still stands. *tlsconf.Store is one.
+type Verifier interface {
+	Verify(chain []*x509.Certificate) tlsconf.Verdict
+	Current(v tlsconf.Verdict) bool
+}
+
+// Client is one client connection.
+type Client struct {
+	Peer netip.AddrPort
+	Home backend.Home // the backend that its requests go to while they may
+
+	verdict atomic.Pointer[tlsconf.Verdict]
+}
+
+// noCertificate is the verdict on those who show none.
+var noCertificate = tlsconf.Verdict{Kind: tlsconf.NoCertificate}
+
+// judge returns the verdict on the connection's certificates as of now. A request
+// is judged, not a connection: one that stays open, or resumes a TLS session,
+// loses its rights with its certificate, as at kube-apiserver. The verdict is kept
+// until the CA, the CRL or the clock may change it.
+func (c *Client) judge(v Verifier, chain []*x509.Certificate) *tlsconf.Verdict {
+	if len(chain) == 0 {
+		return &noCertificate
+	}
+	if old := c.verdict.Load(); old != nil && v.Current(*old) {
+		return old
+	}
+	fresh := v.Verify(chain)
+	c.verdict.Store(&fresh)
+	return &fresh
+}

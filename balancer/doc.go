@@ -1,0 +1,14 @@
+// Package balancer decides what to do with a request; it does nothing itself.
+//
+// A protocol (package forward) reads a request head and asks, in this order:
+//
+//	head := balancer.Head{...}                       what the client sent
+//	d, refusal := core.Decide(&head, client, now)    verb, class, credential, identity
+//	slot, refusal := core.Pick(client, d, tried)     which backend
+//	edits := core.Edits(...)                         which header fields go, which come
+//	again, refusal := core.Again(event, d, ...)      after a failure: elsewhere, or what to say
+//
+// Everything here is free of I/O, of net/http's handlers and of HTTP/2 frames, so
+// that HTTP/1.1 and HTTP/2 share one decision for each question. A Refusal is an
+// error as the client sees it, a Kubernetes Status.
+package balancer

@@ -1,0 +1,198 @@
+package balancer
+
+import (
+	"net/netip"
+	"net/url"
+	"sort"
+	"strings"
+
+	"apiserver-lb/tlsconf"
+)
+
+// Field is one header field.
+type Field struct{ Name, Value string }
+
+// IdentityHeaders are the header names in which kube-apiserver trusts a front
+// proxy (--requestheader-username-headers and its siblings).
+type IdentityHeaders struct {
+	// Static after construction. The first of each list is the one that is set.
+	user, group, uid, extra []string
+	exact                   map[string]bool // normalised names that no client may send
+	prefixes                []string        // normalised
+}
+
+// The names that kubeadm, and so nearly every cluster, configures. They are
+// stripped from clients even where the configuration names others.
+const (
+	defaultUser  = "X-Remote-User"
+	defaultGroup = "X-Remote-Group"
+	defaultUID   = "X-Remote-Uid"
+	defaultExtra = "X-Remote-Extra-"
+)
+
+// NewIdentityHeaders takes the configured names; an empty list means the usual one.
+func NewIdentityHeaders(user, group, uid, extraPrefixes []string) *IdentityHeaders {
+	or := func(list []string, usual string) []string {
+		if len(list) == 0 {
+			return []string{usual}
+		}
+		return list
+	}
+	h := &IdentityHeaders{
+		user:  or(user, defaultUser),
+		group: or(group, defaultGroup),
+		uid:   or(uid, defaultUID),
+		extra: or(extraPrefixes, defaultExtra),
+		exact: map[string]bool{},
+	}
+	for _, list := range [][]string{h.user, h.group, h.uid, {defaultUser, defaultGroup, defaultUID}} {
+		for _, name := range list {
+			h.exact[normalise(name)] = true
+		}
+	}
+	for _, prefix := range append([]string{defaultExtra}, h.extra...) {
+		h.prefixes = append(h.prefixes, normalise(prefix))
+	}
+	return h
+}
+
+// normalise folds the spellings of a header name that some server or proxy might
+// take for the same: case, `_` for `-`, percent-encoding.
+func normalise(name string) string {
+	if strings.Contains(name, "%") {
+		if n, err := url.PathUnescape(name); err == nil {
+			name = n
+		}
+	}
+	return strings.ReplaceAll(strings.ToLower(name), "_", "-")
+}
+
+// Forged reports whether a header (or trailer) of this name would speak of
+// identity, so that it must not come from a client.
+func (h *IdentityHeaders) Forged(name string) bool {
+	n := normalise(name)
+	if h.exact[n] {
+		return true
+	}
+	for _, p := range h.prefixes {
+		if strings.HasPrefix(n, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// Assert returns the header fields that assert the identity, in a stable order
+// and spelled as client-go spells them (k8s.io/client-go/transport/round_trippers.go,
+// SetAuthProxyHeaders).
+func (h *IdentityHeaders) Assert(id *tlsconf.Identity) []Field {
+	fields := make([]Field, 0, 2+len(id.Groups)+len(id.Extra))
+	fields = append(fields, Field{h.user[0], id.User})
+	if id.UID != "" {
+		fields = append(fields, Field{h.uid[0], id.UID})
+	}
+	for _, g := range id.Groups {
+		fields = append(fields, Field{h.group[0], g})
+	}
+	keys := make([]string, 0, len(id.Extra))
+	for k := range id.Extra {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	for _, k := range keys {
+		for _, v := range id.Extra[k] {
+			fields = append(fields, Field{h.extra[0] + escapeExtraKey(k), v})
+		}
+	}
+	return fields
+}
+
+// escapeExtraKey encodes every byte of an extra's key that a header name cannot
+// hold, and the percent sign, as %XX; kube-apiserver unescapes it after it has
+// lower-cased the name.
+func escapeExtraKey(key string) string {
+	const hex = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(key) {
+		if c := key[i]; c == '%' || !tokenChar(c) {
+			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// tokenChar reports whether c may stand in a header name (RFC 9110, section 5.6.2).
+func tokenChar(c byte) bool {
+	switch {
+	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		return true
+	}
+	return strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+}
+
+// connectionForbids returns the first name listed in the Connection header that a
+// client must not declare hop-by-hop, empty where there is none. A proxy deletes
+// what Connection names: with Impersonate-User named there, the request would be
+// made with the client's own rights instead of the lesser ones it asked for.
+func (h *IdentityHeaders) connectionForbids(connection []string) string {
+	for _, line := range connection {
+		for name := range strings.SplitSeq(line, ",") {
+			n := normalise(strings.TrimSpace(name))
+			if n == "authorization" || strings.HasPrefix(n, "impersonate-") || h.Forged(n) {
+				return strings.TrimSpace(name)
+			}
+		}
+	}
+	return ""
+}
+
+// forwarding headers speak of who sent a request on; what a client says of that
+// is kept only where the client is a trusted proxy.
+var forwarding = map[string]bool{
+	"forwarded":         true,
+	"x-forwarded-for":   true,
+	"x-forwarded-host":  true,
+	"x-forwarded-proto": true,
+	"x-real-ip":         true,
+}
+
+// Edits are the changes to a request's header on its way to a backend.
+type Edits struct {
+	headers     *IdentityHeaders
+	dropToken   bool // the certificate won, the token must not arrive beside it
+	dropForward bool
+
+	Add []Field // to be added once all that Drop names is gone
+}
+
+// Drop reports whether the client's header of this name stays behind. It judges
+// header names as they came, in any case.
+func (e *Edits) Drop(name string) bool {
+	if e.headers.Forged(name) {
+		return true
+	}
+	if len(name) == len("authorization") && e.dropToken && strings.EqualFold(name, "authorization") {
+		return true
+	}
+	return forwarding[strings.ToLower(name)] && (e.dropForward || strings.EqualFold(name, "x-forwarded-for"))
+}
+
+// edits works out the changes for a request from the peer given. forwardedFor
+// holds the values of X-Forwarded-For that the client sent.
+func (h *IdentityHeaders) edits(cred Credential, id *tlsconf.Identity, peer netip.Addr, trusted bool, forwardedFor []string, auditID string) Edits {
+	e := Edits{headers: h, dropToken: cred == Asserted, dropForward: !trusted}
+	if cred == Asserted {
+		e.Add = h.Assert(id)
+	}
+	chain := peer.Unmap().WithZone("").String()
+	if prior := strings.Join(forwardedFor, ", "); trusted && prior != "" {
+		chain = prior + ", " + chain
+	}
+	e.Add = append(e.Add, Field{"X-Forwarded-For", chain})
+	if auditID != "" {
+		e.Add = append(e.Add, Field{"Audit-Id", auditID})
+	}
+	return e
+}

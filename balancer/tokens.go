@@ -1,0 +1,81 @@
+package balancer
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"sync"
+	"time"
+)
+
+// TokenKey stands for a token without being one: a hash keyed by a secret of this
+// process. The zero key stands for no token.
+type TokenKey [16]byte
+
+// Tokens remembers which tokens a backend has accepted of late, as keyed hashes,
+// bounded in number. It only chooses connections; whether a token is good is
+// kube-apiserver's to say, each time.
+type Tokens struct {
+	// Static after construction.
+	secret [32]byte
+	limit  int           // tokens in a generation
+	span   time.Duration // of a generation; a token is remembered for one to two
+
+	mu      sync.Mutex
+	current map[TokenKey]struct{}
+	before  map[TokenKey]struct{}
+	turned  time.Time // when current began
+}
+
+// NewTokens remembers at most 2*limit tokens, each for one to two spans.
+func NewTokens(limit int, span time.Duration) *Tokens {
+	t := &Tokens{limit: limit, span: span, current: map[TokenKey]struct{}{}}
+	rand.Read(t.secret[:]) // never fails, see crypto/rand
+	return t
+}
+
+// Key returns the key that stands for the token.
+func (t *Tokens) Key(token string) TokenKey {
+	h := sha256.New()
+	h.Write(t.secret[:])
+	h.Write([]byte(token))
+	var k TokenKey
+	copy(k[:], h.Sum(nil))
+	return k
+}
+
+// Accept remembers that a backend accepted the token that k stands for.
+func (t *Tokens) Accept(k TokenKey, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turn(now)
+	if _, known := t.current[k]; known || len(t.current) >= t.limit {
+		return
+	}
+	t.current[k] = struct{}{}
+}
+
+// Accepted reports whether the token has been accepted of late.
+func (t *Tokens) Accepted(k TokenKey, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turn(now)
+	if _, ok := t.current[k]; ok {
+		return true
+	}
+	_, ok := t.before[k]
+	return ok
+}
+
+// turn begins a new generation when the current one is over.
+func (t *Tokens) turn(now time.Time) {
+	age := now.Sub(t.turned)
+	if age < t.span {
+		return
+	}
+	if age < 2*t.span {
+		t.before = t.current
+	} else {
+		t.before = nil
+	}
+	t.current, t.turned = map[TokenKey]struct{}{}, now
+}
