@@ -1,0 +1,421 @@
+// Package forward carries requests over net/http: it reads a request, asks package
+// balancer what is to happen with it, and does that.
+//
+// A request's way, top to bottom:
+//
+//	Forwarder.ServeHTTP   head -> Decide -> one exchange, or a Status
+//	exchange.serve        ReverseProxy: hop-by-hop fields, 1xx, trailers, flushing
+//	exchange.rewrite      the header edits that were decided
+//	exchange.RoundTrip    attempts: pick, send, and after a failure ask Again
+//	responseBody          streams; gives the slot back at its end; ends watches cleanly
+//	Forwarder.upgrade     the way of requests that leave HTTP instead
+package forward
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"log/slog"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/health"
+)
+
+// Options are what a Forwarder needs; all are required.
+type Options struct {
+	Core        *balancer.Core
+	Pools       *Pools
+	Metrics     *balancer.Metrics
+	Name        string // of this balancer, for the Status errors that it writes itself
+	MaxHeldBody int    // bytes of a request body that are kept to be sent again
+	// Passive tells the health checks what traffic showed of a backend; it must not block.
+	Passive func(*backend.Backend, health.Verdict)
+	Log     *slog.Logger
+}
+
+// Forwarder forwards requests to backends.
+type Forwarder struct {
+	Options
+	drain    drain
+	buffers  sync.Pool
+	proxyLog *log.Logger
+}
+
+// New returns a Forwarder; it starts nothing.
+func New(o Options) *Forwarder {
+	f := &Forwarder{Options: o}
+	f.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
+	f.proxyLog = slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
+	return f
+}
+
+// Get and Put make a Forwarder the BufferPool of its ReverseProxy.
+func (f *Forwarder) Get() []byte { return *f.buffers.Get().(*[]byte) }
+
+// Put takes a buffer back.
+func (f *Forwarder) Put(b []byte) { f.buffers.Put(&b) }
+
+type clientKey struct{}
+
+// clientOf returns the client connection that the request came on.
+func clientOf(r *http.Request) *balancer.Client {
+	return r.Context().Value(clientKey{}).(*balancer.Client)
+}
+
+// headOf reads what decisions need.
+func headOf(r *http.Request) balancer.Head {
+	target := targetOf(r)
+	path, query, _ := strings.Cut(target, "?")
+	h := balancer.Head{
+		Method:        r.Method,
+		Path:          path,
+		RawQuery:      query,
+		Authorization: r.Header.Get("Authorization"),
+		Connection:    r.Header["Connection"],
+		Subprotocols:  r.Header["Sec-Websocket-Protocol"],
+		ForwardedFor:  r.Header["X-Forwarded-For"],
+		AuditID:       r.Header.Get("Audit-Id"),
+	}
+	if r.ProtoMajor == 1 && httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") {
+		h.Upgrade = r.Header.Get("Upgrade")
+	}
+	if r.TLS != nil {
+		h.Chain = r.TLS.PeerCertificates
+	}
+	return h
+}
+
+// targetOf returns path and query byte for byte as the client sent them. Only the
+// absolute form loses its scheme and authority, which are in r.Host.
+func targetOf(r *http.Request) string {
+	t := r.RequestURI
+	if strings.HasPrefix(t, "/") || t == "*" {
+		return t
+	}
+	if _, rest, ok := strings.Cut(t, "://"); ok {
+		if i := strings.IndexAny(rest, "/?"); i < 0 {
+			return "/"
+		} else if rest[i] == '?' {
+			return "/" + rest[i:]
+		} else {
+			return rest[i:]
+		}
+	}
+	return "/"
+}
+
+// ServeHTTP answers one request.
+func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{f: f, in: r, client: clientOf(r), started: time.Now(), head: headOf(r)}
+	f.Core.Budget.Deposit()
+	var refusal *balancer.Refusal
+	if x.decision, refusal = f.Core.Decide(&x.head, x.client, x.started); refusal != nil {
+		x.decision = &balancer.Decision{Attributes: balancer.Attribute(r.Method, x.head.Path, x.head.RawQuery)}
+		x.refuse(w, refusal)
+		x.observe()
+		return
+	}
+	f.Metrics.InFlight(x.decision.Class, 1)
+	defer func() {
+		// Deferred, because an answer that breaks off ends in a panic with
+		// http.ErrAbortHandler, which net/http turns into a reset.
+		f.Metrics.InFlight(x.decision.Class, -1)
+		x.observe()
+	}()
+	if x.decision.Class == balancer.Upgrade {
+		x.upgrade(w)
+		return
+	}
+	x.serve(w)
+}
+
+// exchange is one request and its answer.
+type exchange struct {
+	f        *Forwarder
+	in       *http.Request
+	client   *balancer.Client
+	started  time.Time
+	head     balancer.Head
+	decision *balancer.Decision
+
+	// Owned by the handler's goroutine.
+	body    *heldBody        // nil: no request body
+	backend *backend.Backend // of the last attempt; nil: none was made
+	code    int              // of the answer; 0: none was given
+}
+
+// serve forwards a request that stays within HTTP.
+func (x *exchange) serve(w http.ResponseWriter) {
+	proxy := httputil.ReverseProxy{
+		Rewrite:      x.rewrite,
+		Transport:    x,
+		ErrorHandler: x.fail,
+		ErrorLog:     x.f.proxyLog,
+		BufferPool:   x.f,
+	}
+	if x.decision.Class == balancer.Long {
+		proxy.FlushInterval = -1 // each event as it comes, the header at once
+	}
+	proxy.ServeHTTP(w, x.in)
+}
+
+// rewrite makes the request that backends get. ReverseProxy has removed the
+// hop-by-hop fields by now, so that nothing that Connection names can take away
+// what is set here.
+func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
+	out, edits := pr.Out, &x.decision.Edits
+	for _, name := range []string{"Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if v, ok := pr.In.Header[name]; ok {
+			out.Header[name] = v // ReverseProxy took them; the edits decide
+		}
+	}
+	edit(out.Header, edits)
+	// A proxy may discard trailers (RFC 9110, section 6.5.1). kube-apiserver reads
+	// none, and what speaks of identity must not arrive by that way either.
+	out.Trailer = nil
+	setTarget(out, x.head.Path, pr.In)
+	if out.Body != nil {
+		x.body = newHeldBody(out.Body, x.f.MaxHeldBody)
+	}
+}
+
+// edit applies the decided edits to a header.
+func edit(h http.Header, edits *balancer.Edits) {
+	for name := range h {
+		if edits.Drop(name) {
+			delete(h, name)
+		}
+	}
+	for _, f := range edits.Add {
+		h[f.Name] = append(h[f.Name], f.Value)
+	}
+}
+
+// setTarget makes out ask for what in asked for, byte for byte: net/http sends an
+// opaque URL as it stands, where it would encode a path anew. A target that begins
+// with two slashes must be written with an authority before it, which HTTP/2
+// takes off again (net/http/internal/httpcommon, EncodeHeaders).
+func setTarget(out *http.Request, path string, in *http.Request) {
+	target := targetOf(in)
+	if strings.HasPrefix(path, "//") {
+		target = "//" + out.Host + target
+	}
+	u := *out.URL
+	u.Scheme, u.Opaque = "https", target
+	u.Path, u.RawPath, u.RawQuery, u.ForceQuery, u.Fragment = "", "", "", false, ""
+	out.URL = &u
+}
+
+// RoundTrip sends the request to one backend after the other until one answers or
+// it may not be sent again. Its errors are *balancer.Refusal, or that of the
+// client's context.
+func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
+	core, ctx := x.f.Core, out.Context()
+	var tried []*backend.Backend
+	losses := 0
+	for {
+		slot := core.Pick(x.client, x.decision, tried, time.Now())
+		if slot == nil {
+			return nil, balancer.NoBackend()
+		}
+		x.backend = slot.Backend
+		res, err := x.attempt(ctx, out, slot)
+		if err == nil {
+			x.code = res.StatusCode
+			return res, nil
+		}
+		slot.Release()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if x.body != nil && x.body.sourceErr() != nil {
+			return nil, &balancer.Refusal{Code: 400, Reason: balancer.ReasonBodyRead, Message: "the request body could not be read to its end", Err: x.body.sourceErr()}
+		}
+
+		tried = append(tried, slot.Backend)
+		a := balancer.Attempt{
+			Event:    eventOf(err, slot.Backend),
+			Method:   x.in.Method,
+			BodyHeld: x.body == nil || x.body.replayable(),
+			DialOnly: x.decision.DialRetryOnly(),
+			Losses:   losses,
+			Left:     core.Left(tried, time.Now()),
+			Err:      err,
+		}
+		x.signal(slot.Backend, a.Event)
+		again, refusal := a.Again(core.Budget)
+		x.f.Log.Debug("attempt failed", "backend", slot.Backend.Name, "event", a.Event.String(), "again", again, "method", a.Method, "path", x.head.Path, "auditID", x.decision.AuditID, "err", err)
+		if !again {
+			var sd *shutdownAnswer
+			if errors.As(err, &sd) {
+				x.code = sd.res.StatusCode
+				return sd.res, nil // its own words, with its own Retry-After
+			}
+			return nil, refusal
+		}
+		x.f.Metrics.Retried(slot.Backend.Name, a.Event)
+		if a.Event == balancer.Lost || a.Event == balancer.Died {
+			losses++
+		}
+	}
+}
+
+// attempt sends the request to one backend. On success the slot is released at
+// the end of the response body, else by the caller.
+func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend.Slot) (*http.Response, error) {
+	b := slot.Backend
+	cc, err := x.f.Pools.get(ctx, b, x.decision.Credential)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	req := out.WithContext(ctx)
+	u := *out.URL
+	u.Host = b.Address
+	req.URL = &u
+	if x.body != nil {
+		req.Body = x.body.attempt()
+	}
+	res, err := cc.RoundTrip(req)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	now := time.Now()
+	b.Answered(now)
+	if balancer.MaybeShutdown(res.StatusCode, res.Header.Get) {
+		if shutdown := peekShutdown(res); shutdown {
+			res.Body = &cancelBody{res.Body, cancel}
+			return nil, &shutdownAnswer{res}
+		}
+	}
+	if x.body != nil {
+		x.body.release()
+	}
+	x.f.Core.Concluded(x.decision, res.StatusCode, now)
+	body := &responseBody{src: res.Body, slot: slot, cancel: cancel, client: x.in.Context(), resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
+	if x.decision.Class == balancer.Long {
+		k := stream
+		if x.decision.Watch() {
+			k = watch
+		}
+		body.forget = x.f.drain.add(k, cancel)
+	}
+	res.Body = body
+	return res, nil
+}
+
+// signal tells the health checks what a failed attempt says of the backend.
+func (x *exchange) signal(b *backend.Backend, e balancer.Event) {
+	switch e {
+	case balancer.DialFailed:
+		x.f.Passive(b, health.DialFailed)
+	case balancer.Lost:
+		x.f.Passive(b, health.ConnLost)
+	case balancer.ShuttingDown:
+		x.f.Passive(b, health.ShutdownAnnounced)
+	}
+}
+
+// fail is the end of a request that got no answer from a backend.
+func (x *exchange) fail(w http.ResponseWriter, _ *http.Request, err error) {
+	var refusal *balancer.Refusal
+	switch {
+	case errors.As(err, &refusal):
+	case x.in.Context().Err() != nil:
+		x.f.Metrics.Refused(balancer.ReasonClientGone)
+		panic(http.ErrAbortHandler) // there is nobody to answer
+	default:
+		refusal = &balancer.Refusal{Code: 500, Reason: balancer.ReasonInternal, Message: "the request could not be forwarded", Err: err}
+	}
+	x.refuse(w, refusal)
+}
+
+// refuse answers with the refusal's Status.
+func (x *exchange) refuse(w http.ResponseWriter, r *balancer.Refusal) {
+	x.code = r.Code
+	x.f.Metrics.Refused(r.Reason)
+	level := slog.LevelInfo
+	if r.Code >= 500 {
+		level = slog.LevelWarn
+	}
+	x.f.Log.Log(x.in.Context(), level, "request refused", "code", r.Code, "reason", r.Reason, "message", r.Message,
+		"method", x.in.Method, "path", x.head.Path, "peer", x.client.Peer.String(), "auditID", x.decision.AuditID, "err", r.Err)
+	body := r.Status(x.f.Name)
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if x.decision.AuditID != "" {
+		h.Set("Audit-Id", x.decision.AuditID)
+	}
+	if r.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(r.RetryAfter))
+	}
+	w.WriteHeader(r.Code)
+	w.Write(body)
+}
+
+// observe counts the request when it is over.
+func (x *exchange) observe() {
+	name := ""
+	if x.backend != nil {
+		name = x.backend.Name
+	}
+	x.f.Metrics.Request(balancer.Observation{
+		Verb:       x.decision.Verb,
+		Class:      x.decision.Class,
+		Credential: x.decision.Credential,
+		Backend:    name,
+		Code:       x.code,
+		Protocol:   x.in.ProtoMajor,
+		Took:       time.Since(x.started),
+	})
+}
+
+// shutdownAnswer is the answer of a kube-apiserver that shuts down, as an error.
+type shutdownAnswer struct{ res *http.Response }
+
+func (s *shutdownAnswer) Error() string { return "the kube-apiserver is shutting down" }
+
+// peekShutdown looks at the beginning of the body without taking it away.
+func peekShutdown(res *http.Response) bool {
+	buf := make([]byte, balancer.ShutdownBodyBytes)
+	n, err := io.ReadFull(res.Body, buf)
+	rest := io.Reader(res.Body)
+	if err != nil {
+		if err == io.ErrUnexpectedEOF {
+			err = io.EOF
+		}
+		rest = failingReader{err}
+	}
+	res.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(strings.NewReader(string(buf[:n])), rest), res.Body}
+	return balancer.ShutdownBody(buf[:n])
+}
+
+// failingReader yields an error.
+type failingReader struct{ err error }
+
+func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
+
+// addrPortOf parses what net/http says of the peer.
+func addrPortOf(s string) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return netip.AddrPort{} // a transport without addresses, such as a pipe
+	}
+	return ap
+}

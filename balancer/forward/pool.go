@@ -1,0 +1,333 @@
+package forward
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
+)
+
+// TLSConfigs gives the TLS configuration for connections to backends, fresh for
+// each, so that reloaded CAs and certificates apply. *tlsconf.Store is one.
+type TLSConfigs interface {
+	BackendConfig(serverName string, frontProxy bool, alpn ...string) *tls.Config
+}
+
+// Dial opens a TCP connection; address is host:port.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// dialError is a failure before anything of a request was sent.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// Pools holds the connections to all backends: for each backend one pool for each
+// credential, never mixed, and the connections of upgraded requests.
+type Pools struct {
+	// Static after construction.
+	tls         TLSConfigs
+	dial        Dial
+	dialTimeout time.Duration
+	opened      func(b *backend.Backend, c balancer.Credential, delta int64) // counts connections
+
+	mu    sync.Mutex
+	pools map[poolKey]*pool
+	raw   map[*backend.Backend]map[net.Conn]struct{} // of upgraded requests
+}
+
+type poolKey struct {
+	backend    *backend.Backend
+	credential balancer.Credential
+}
+
+// NewPools makes pools without a connection. opened is told of each connection
+// that is opened (1) and closed (-1).
+func NewPools(t TLSConfigs, dial Dial, dialTimeout time.Duration, opened func(*backend.Backend, balancer.Credential, int64)) *Pools {
+	return &Pools{tls: t, dial: dial, dialTimeout: dialTimeout, opened: opened,
+		pools: map[poolKey]*pool{}, raw: map[*backend.Backend]map[net.Conn]struct{}{}}
+}
+
+// dialTLS connects to the backend and proves that it is the one, within the dial
+// timeout. Only connections of the asserted credential bear the front-proxy
+// certificate.
+func (p *Pools) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Credential, alpn ...string) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.dialTimeout)
+	defer cancel()
+	nc, err := p.dial(ctx, "tcp", b.Address)
+	if err != nil {
+		return nil, &dialError{err}
+	}
+	tc := tls.Client(&countedConn{Conn: nc, closed: func() { p.opened(b, c, -1) }}, p.tls.BackendConfig(b.ServerName, c == balancer.Asserted, alpn...))
+	p.opened(b, c, 1)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		tc.Close()
+		return nil, &dialError{fmt.Errorf("TLS to %s: %w", b.Address, err)}
+	}
+	return tc, nil
+}
+
+// countedConn tells once when it is closed.
+type countedConn struct {
+	net.Conn
+	once   sync.Once
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(c.closed)
+	return c.Conn.Close()
+}
+
+// get returns a connection on which one request may be made at once. An error is
+// a *dialError, or that of ctx.
+func (p *Pools) get(ctx context.Context, b *backend.Backend, c balancer.Credential) (*http.ClientConn, error) {
+	p.mu.Lock()
+	key := poolKey{b, c}
+	pl := p.pools[key]
+	if pl == nil {
+		pl = &pool{connect: p.connector(b, c)}
+		p.pools[key] = pl
+	}
+	p.mu.Unlock()
+	return pl.get(ctx)
+}
+
+// pingAfter and pingTimeout bound how long a dead path to a backend goes
+// unnoticed while requests wait on it; a hung backend is noticed sooner, by its
+// health checks.
+const (
+	pingAfter   = 10 * time.Second
+	pingTimeout = 5 * time.Second
+)
+
+// connector returns the function that opens one connection of a pool: HTTP/2, or
+// HTTP/1.1 where the backend speaks nothing else (--disable-http2-serving).
+func (p *Pools) connector(b *backend.Backend, c balancer.Credential) func(context.Context) (*http.ClientConn, error) {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	t := &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return p.dialTLS(ctx, b, c, "h2", "http/1.1")
+		},
+		Protocols:             protocols,
+		DisableCompression:    true, // what the client did not ask for must not be asked for
+		ExpectContinueTimeout: time.Second,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: pingAfter,
+			PingTimeout:     pingTimeout,
+			// What a slow client leaves unread of a large answer stays with the
+			// backend, apart from this much.
+			MaxReceiveBufferPerStream: 1 << 20,
+		},
+		MaxResponseHeaderBytes: 1 << 20,
+	}
+	return func(ctx context.Context) (*http.ClientConn, error) {
+		cc, err := t.NewClientConn(ctx, "https", b.Address)
+		if err != nil {
+			var de *dialError
+			if errors.As(err, &de) {
+				return nil, de
+			}
+			return nil, &dialError{err}
+		}
+		return cc, nil
+	}
+}
+
+// Cut closes every connection to the backend at once: it is dead, and whatever
+// waits on it must learn that now.
+func (p *Pools) Cut(b *backend.Backend) {
+	p.mu.Lock()
+	var pools []*pool
+	for key, pl := range p.pools {
+		if key.backend == b {
+			pools = append(pools, pl)
+		}
+	}
+	var raw []net.Conn
+	for c := range p.raw[b] {
+		raw = append(raw, c)
+	}
+	p.mu.Unlock()
+	for _, pl := range pools {
+		pl.cut()
+	}
+	for _, c := range raw {
+		c.Close()
+	}
+}
+
+// Retire takes the connections that stand now out of use for new requests and
+// closes each when its last request ends: a certificate or a CA has changed.
+func (p *Pools) Retire() {
+	p.mu.Lock()
+	pools := make([]*pool, 0, len(p.pools))
+	for _, pl := range p.pools {
+		pools = append(pools, pl)
+	}
+	p.mu.Unlock()
+	for _, pl := range pools {
+		pl.retire()
+	}
+}
+
+// Close closes every connection to every backend.
+func (p *Pools) Close() {
+	p.mu.Lock()
+	seen := map[*backend.Backend]bool{}
+	for key := range p.pools {
+		seen[key.backend] = true
+	}
+	for b := range p.raw {
+		seen[b] = true
+	}
+	p.mu.Unlock()
+	for b := range seen {
+		p.Cut(b)
+	}
+}
+
+// hold notes the connection of an upgraded request, so that Cut finds it, and
+// returns what forgets it again.
+func (p *Pools) hold(b *backend.Backend, c net.Conn) (forget func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.raw[b] == nil {
+		p.raw[b] = map[net.Conn]struct{}{}
+	}
+	p.raw[b][c] = struct{}{}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.raw[b], c)
+	}
+}
+
+// pool is the connections to one backend for one credential.
+type pool struct {
+	connect func(context.Context) (*http.ClientConn, error) // static
+
+	mu      sync.Mutex
+	conns   []*http.ClientConn
+	retired []*http.ClientConn // open until their last request ends
+	dialing *dialing           // the one dial under way, or nil
+}
+
+// dialing is a dial that several requests may wait for.
+type dialing struct {
+	done chan struct{} // closed by the dialling goroutine, after err is set
+	err  error
+}
+
+// get reserves a place for one request on a connection, and opens another one
+// where all are at the backend's limit of streams. One dial at a time: those who
+// come meanwhile wait for it, and fail with it.
+func (p *pool) get(ctx context.Context) (*http.ClientConn, error) {
+	for {
+		p.mu.Lock()
+		if c := p.reserve(); c != nil {
+			p.mu.Unlock()
+			return c, nil
+		}
+		d := p.dialing
+		if d == nil {
+			d = &dialing{done: make(chan struct{})}
+			p.dialing = d
+			// The dial outlives a client that goes away: others wait for it too.
+			go p.open(context.WithoutCancel(ctx), d)
+		}
+		p.mu.Unlock()
+		select {
+		case <-d.done:
+			if d.err != nil {
+				return nil, d.err
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// open dials for all who wait.
+func (p *pool) open(ctx context.Context, d *dialing) {
+	c, err := p.connect(ctx)
+	p.mu.Lock()
+	if err == nil {
+		p.conns = append(p.conns, c)
+	}
+	d.err, p.dialing = err, nil
+	p.mu.Unlock()
+	close(d.done)
+}
+
+// reserve takes a place on the first connection that has one, and drops those
+// that have ended. One that got GOAWAY gives no place, and ends by itself with its
+// last request. p.mu is held.
+func (p *pool) reserve() *http.ClientConn {
+	p.sweepRetired()
+	kept := p.conns[:0]
+	var chosen *http.ClientConn
+	for _, c := range p.conns {
+		if c.Err() != nil {
+			c.Close()
+			continue
+		}
+		kept = append(kept, c)
+		if chosen == nil && c.Reserve() == nil {
+			chosen = c
+		}
+	}
+	clear(p.conns[len(kept):])
+	p.conns = kept
+	return chosen
+}
+
+// retire takes all connections out of use for new requests. p.mu is not held.
+func (p *pool) retire() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.SetStateHook(func(c *http.ClientConn) {
+			if c.InFlight() == 0 {
+				c.Close()
+			}
+		})
+	}
+	p.retired = append(p.retired, p.conns...)
+	p.conns = nil
+	p.sweepRetired()
+}
+
+// sweepRetired closes the retired connections that have become idle. p.mu is held.
+func (p *pool) sweepRetired() {
+	kept := p.retired[:0]
+	for _, c := range p.retired {
+		if c.InFlight() == 0 {
+			c.Close()
+			continue
+		}
+		kept = append(kept, c)
+	}
+	clear(p.retired[len(kept):])
+	p.retired = kept
+}
+
+// cut closes all connections. p.mu is not held.
+func (p *pool) cut() {
+	p.mu.Lock()
+	all := append(p.conns, p.retired...)
+	p.conns, p.retired = nil, nil
+	p.mu.Unlock()
+	for _, c := range all {
+		c.Close()
+	}
+}

@@ -1,0 +1,97 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/health"
+)
+
+// Errors of net/http's HTTP/2 client that say that a request was not processed.
+// They are not exported; TestEvents holds these texts to what the client says
+// when a server sends GOAWAY.
+const (
+	textGoAway   = "http2: Transport received Server's graceful shutdown GOAWAY"
+	textUnusable = "http2: client conn not usable"
+)
+
+// eventOf says what an attempt's error means for whether to send it again.
+func eventOf(err error, b *backend.Backend) balancer.Event {
+	var (
+		dial     *dialError
+		stream   http2.StreamError
+		shutdown *shutdownAnswer
+	)
+	switch {
+	case errors.As(err, &dial):
+		return balancer.DialFailed
+	case errors.As(err, &shutdown):
+		return balancer.ShuttingDown
+	case errors.As(err, &stream) && stream.Code == http2.ErrCodeRefusedStream,
+		err.Error() == textGoAway, err.Error() == textUnusable:
+		return balancer.Refused
+	case b.State() == health.Dead:
+		return balancer.Died
+	}
+	return balancer.Lost
+}
+
+// responseBody is a backend's response body on its way to the client.
+type responseBody struct {
+	// Static after construction.
+	src       io.ReadCloser
+	slot      *backend.Slot
+	cancel    context.CancelFunc
+	client    context.Context // ends when the client goes away
+	resumable bool            // a watch: the client resumes where it ended
+	forget    func()          // of the drain; nil for short requests
+
+	once sync.Once
+}
+
+// Read passes on what the backend sends. When the backend of a watch is lost, or
+// the balancer drains, the watch ends as if it had run its time: a clean end makes
+// an informer resume at the last resourceVersion, where a reset costs it a new
+// LIST and the events in between.
+func (b *responseBody) Read(p []byte) (int, error) {
+	n, err := b.src.Read(p)
+	if n > 0 {
+		b.slot.Backend.Answered(time.Now())
+	}
+	if err != nil && err != io.EOF && b.resumable && b.client.Err() == nil {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// Close ends the exchange with the backend and gives the slot back.
+func (b *responseBody) Close() error {
+	var err error
+	b.once.Do(func() {
+		if b.forget != nil {
+			b.forget()
+		}
+		b.cancel()
+		err = b.src.Close()
+		b.slot.Release()
+	})
+	return err
+}
+
+// cancelBody cancels the request's context when it is closed.
+type cancelBody struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (b *cancelBody) Close() error {
+	b.cancel()
+	return b.ReadCloser.Close()
+}

@@ -1,0 +1,272 @@
+package forward
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
+)
+
+// answerTimeout bounds how long a backend may take to answer the head of an
+// upgrade request: kube-apiserver itself dials a kubelet, or an aggregated server,
+// before it answers, and gives up after 30 s.
+const answerTimeout = time.Minute
+
+// upgrade forwards a request that asks to leave HTTP (exec, attach, port-forward).
+// It gets a backend connection of its own, which is used for nothing else
+// afterwards: a refused upgrade must leave no tunnel behind (CVE-2018-1002105).
+func (x *exchange) upgrade(w http.ResponseWriter) {
+	ctx := x.in.Context()
+	conn, slot, refusal := x.dialUpgrade(ctx)
+	if refusal != nil {
+		x.refuse(w, refusal)
+		return
+	}
+	defer slot.Release()
+	defer conn.Close()
+	defer x.f.Pools.hold(slot.Backend, conn)()
+	x.backend = slot.Backend
+
+	from := bufio.NewReader(conn)
+	res, err := x.askUpgrade(ctx, conn, from)
+	if err != nil {
+		if ctx.Err() != nil {
+			x.f.Metrics.Refused(balancer.ReasonClientGone)
+			panic(http.ErrAbortHandler)
+		}
+		a := balancer.Attempt{Event: eventOf(err, slot.Backend), Method: x.in.Method, DialOnly: true, Err: err}
+		x.signal(slot.Backend, a.Event)
+		_, refusal := a.Again(x.f.Core.Budget)
+		x.refuse(w, refusal)
+		return
+	}
+	slot.Backend.Answered(time.Now())
+	x.f.Core.Concluded(x.decision, res.StatusCode, time.Now())
+	x.code = res.StatusCode
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		x.relayRefusedUpgrade(w, res)
+		return
+	}
+	if !sameProtocol(x.in.Header, res.Header) {
+		x.refuse(w, &balancer.Refusal{Code: 502, Reason: balancer.ReasonUpgradeProtocol,
+			Message: fmt.Sprintf("the kube-apiserver switched to the protocol %q, which was not asked for", res.Header.Get("Upgrade"))})
+		return
+	}
+	x.tunnel(w, res, conn, from)
+}
+
+// dialUpgrade connects to a backend that will have the request. Failed dials are
+// the only thing after which another backend is tried.
+func (x *exchange) dialUpgrade(ctx context.Context) (*tls.Conn, *backend.Slot, *balancer.Refusal) {
+	core := x.f.Core
+	var tried []*backend.Backend
+	for {
+		slot := core.Pick(x.client, x.decision, tried, time.Now())
+		if slot == nil {
+			return nil, nil, balancer.NoBackend()
+		}
+		conn, err := x.f.Pools.dialTLS(ctx, slot.Backend, x.decision.Credential, "http/1.1")
+		if err == nil {
+			return conn, slot, nil
+		}
+		slot.Release()
+		tried = append(tried, slot.Backend)
+		x.signal(slot.Backend, balancer.DialFailed)
+		a := balancer.Attempt{Event: balancer.DialFailed, Method: x.in.Method, BodyHeld: true, DialOnly: true,
+			Left: core.Left(tried, time.Now()), Err: err}
+		again, refusal := a.Again(core.Budget)
+		if !again {
+			return nil, nil, refusal
+		}
+		x.f.Metrics.Retried(slot.Backend.Name, a.Event)
+	}
+}
+
+// askUpgrade sends the request and reads the head of the answer.
+func (x *exchange) askUpgrade(ctx context.Context, conn *tls.Conn, from *bufio.Reader) (*http.Response, error) {
+	// What waits on the backend ends when the client goes away.
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+
+	out := x.in.Clone(ctx)
+	stripHopByHop(out.Header)
+	edit(out.Header, &x.decision.Edits)
+	out.Header.Set("Connection", "Upgrade")
+	out.Header["Upgrade"] = x.in.Header["Upgrade"]
+	if _, ok := out.Header["User-Agent"]; !ok {
+		out.Header.Set("User-Agent", "") // or Request.Write sends its own
+	}
+	out.Trailer, out.Close = nil, false
+	if out.ContentLength == 0 {
+		out.Body = nil
+	}
+	setTarget(out, x.head.Path, x.in)
+	out.URL.Host = out.Host
+
+	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return nil, err
+	}
+	if err := out.Write(conn); err != nil {
+		return nil, err
+	}
+	for {
+		res, err := http.ReadResponse(from, out)
+		if err != nil {
+			return nil, err
+		}
+		if res.StatusCode < 200 && res.StatusCode != http.StatusSwitchingProtocols {
+			continue // 100 Continue and its like end with the head
+		}
+		return res, conn.SetDeadline(time.Time{})
+	}
+}
+
+// stripHopByHop removes what concerns one connection only (RFC 9110, section
+// 7.6.1), among it everything that Connection names.
+func stripHopByHop(h http.Header) {
+	for _, line := range h["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			h.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate",
+		"Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		h.Del(name)
+	}
+}
+
+// relayRefusedUpgrade passes on an answer other than 101 and ends both connections.
+func (x *exchange) relayRefusedUpgrade(w http.ResponseWriter, res *http.Response) {
+	stripHopByHop(res.Header)
+	maps.Copy(w.Header(), res.Header)
+	w.Header().Set("Connection", "close")
+	w.WriteHeader(res.StatusCode)
+	buf := x.f.Get()
+	defer x.f.Put(buf)
+	flush := http.NewResponseController(w).Flush
+	for {
+		n, err := res.Body.Read(buf)
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				panic(http.ErrAbortHandler)
+			}
+			flush()
+		}
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// sameProtocol reports whether the answer switches to a protocol that was asked for.
+func sameProtocol(asked, answered http.Header) bool {
+	return answered.Get("Upgrade") != "" && httpguts.HeaderValuesContainsToken(asked["Upgrade"], answered.Get("Upgrade"))
+}
+
+// tunnel joins client and backend once both speak the new protocol.
+func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.Conn, from *bufio.Reader) {
+	// Noted before net/http forgets the connection, so that a drain that begins
+	// now waits for the one or for the other.
+	var client net.Conn
+	var mu sync.Mutex
+	defer x.f.drain.add(tunnel, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if client != nil {
+			client.Close()
+		}
+		conn.Close()
+	})()
+	mu.Lock()
+	c, buffered, err := http.NewResponseController(w).Hijack()
+	client = c
+	mu.Unlock()
+	if err != nil {
+		x.f.Log.Error("cannot take over the client's connection", "err", err)
+		panic(http.ErrAbortHandler)
+	}
+	defer client.Close()
+	// The server may have set deadlines for the request head.
+	client.SetDeadline(time.Time{})
+	fmt.Fprintf(buffered, "HTTP/1.1 %s\r\n", "101 Switching Protocols")
+	res.Header.Write(buffered)
+	io.WriteString(buffered, "\r\n")
+	if err := buffered.Flush(); err != nil {
+		return
+	}
+	join(half{client, buffered.Reader}, half{conn, from}, x.f)
+}
+
+// half is one end of a tunnel: a connection, and the reader that may have taken
+// bytes of it already.
+type half struct {
+	net.Conn
+	from *bufio.Reader
+}
+
+// join copies both ways. The end of one direction is passed on as a half-close,
+// and the other goes on; an error ends both. A peer that is gone for good shows
+// itself through TCP keepalive and TCP_USER_TIMEOUT.
+func join(a, b half, buffers *Forwarder) {
+	var wg sync.WaitGroup
+	oneWay := func(dst, src half) {
+		defer wg.Done()
+		if copyHalf(dst, src, buffers) != nil {
+			a.Close()
+			b.Close()
+		}
+	}
+	wg.Add(2)
+	go oneWay(a, b)
+	oneWay(b, a)
+	wg.Wait()
+}
+
+// copyHalf copies src to dst until src ends, then closes dst for writing.
+func copyHalf(dst, src half, buffers *Forwarder) error {
+	if n := src.from.Buffered(); n > 0 {
+		early, err := src.from.Peek(n)
+		if err != nil {
+			return err
+		}
+		if _, err := dst.Write(early); err != nil {
+			return err
+		}
+	}
+	buf := buffers.Get()
+	defer buffers.Put(buf)
+	for {
+		n, err := src.Conn.Read(buf)
+		if n > 0 {
+			if _, werr := dst.Conn.Write(buf[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err == io.EOF {
+			cw, ok := dst.Conn.(interface{ CloseWrite() error })
+			if !ok {
+				return errors.New("no half-close")
+			}
+			return cw.CloseWrite()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
