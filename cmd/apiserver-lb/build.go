@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/forward"
+	"apiserver-lb/balancer/pick"
+	"apiserver-lb/configs"
+	"apiserver-lb/health"
+	"apiserver-lb/tlsconf"
+)
+
+// TCP liveness of both legs: a peer that has vanished is noticed after about 15 s,
+// whether the connection is idle (keepalive) or has data unacknowledged
+// (TCP_USER_TIMEOUT).
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 9 * time.Second, Interval: 2 * time.Second, Count: 3}
+
+const userTimeout = 15 * time.Second
+
+// control sets TCP_USER_TIMEOUT; sockets that a listener accepts inherit it.
+func control(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+	}); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// openStore loads all certificates and refuses a front proxy that is a user.
+func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
+	files := tlsconf.Files{
+		Serving:    []tlsconf.KeyPairFiles{{Cert: c.TLS.CertFile, Key: c.TLS.KeyFile}},
+		ClientCA:   c.TLS.ClientCAFile,
+		ClientCRL:  c.TLS.ClientCRLFile,
+		BackendCA:  c.Backends.CAFile,
+		MinVersion: tls.VersionTLS12,
+	}
+	if c.TLS.MinVersion == configs.TLS13 {
+		files.MinVersion = tls.VersionTLS13
+	}
+	for _, p := range c.TLS.Certificates {
+		files.Serving = append(files.Serving, tlsconf.KeyPairFiles{Cert: p.CertFile, Key: p.KeyFile})
+	}
+	if c.FrontProxy.Configured() {
+		files.FrontProxy = &tlsconf.KeyPairFiles{Cert: c.FrontProxy.CertFile, Key: c.FrontProxy.KeyFile}
+	}
+	if c.Health.CertFile != "" {
+		files.Probe = &tlsconf.KeyPairFiles{Cert: c.Health.CertFile, Key: c.Health.KeyFile}
+	}
+	store, err := tlsconf.Open(files, time.Now, log)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	if store.FrontProxySharesClientCA() && !c.FrontProxy.AllowSharedCA {
+		return nil, &usageError{fmt.Errorf("frontProxy.certFile: %q: the certificate verifies against tls.clientCAFile %q, so that any client certificate with its name could pose as the front proxy; "+
+			"use a CA of its own for the front proxy, as kubeadm does (front-proxy-ca), or set frontProxy.allowSharedCA: true if the cluster is built so", c.FrontProxy.CertFile, c.TLS.ClientCAFile)}
+	}
+	return store, nil
+}
+
+// newBackends makes the set of backends.
+func newBackends(c *configs.Config) *backend.Set {
+	var list []*backend.Backend
+	for _, s := range c.Backends.Servers {
+		list = append(list, &backend.Backend{Name: s.Name, Address: s.Address, ServerName: s.ServerName, Zone: s.Zone, Weight: s.Weight})
+	}
+	return backend.NewSet(c.Backends.SlowStart, list...)
+}
+
+// newCore makes what decides.
+func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balancer.Core {
+	return &balancer.Core{
+		Backends:   set,
+		Verifier:   store,
+		FrontProxy: store.FrontProxyConfigured(),
+		Headers:    identityHeaders(c),
+		Trusted:    c.TrustedProxies,
+		Policy:     balancer.Policy(c.Backends.Policy),
+		Bound:      pick.Bound{Factor: c.Backends.Affinity.Bound, Floor: int64(c.Backends.Affinity.Floor)},
+		Budget:     balancer.NewBudget(c.Backends.RetryBudget),
+		Tokens:     balancer.NewTokens(65536, 5*time.Minute),
+		NewAuditID: uuid.NewString,
+	}
+}
+
+func identityHeaders(c *configs.Config) *balancer.IdentityHeaders {
+	f := c.FrontProxy
+	return balancer.NewIdentityHeaders(f.UserHeaders, f.GroupHeaders, f.UIDHeaders, f.ExtraHeaderPrefixes)
+}
+
+// newProber makes the prober of a backend. Its credential is the one configured,
+// else the front proxy's assertion of health.user, so that a backend which does
+// not trust the front proxy is not ready either; else it has none.
+func newProber(c *configs.Config, store *tlsconf.Store, b *backend.Backend, dial forward.Dial) *health.Prober {
+	t := health.Target{Address: b.Address, Dial: dial, TLS: func() *tls.Config { return store.ProbeConfig(b.ServerName) }}
+	switch {
+	case c.Health.TokenFile != "":
+		t.Header = func() (http.Header, error) { return tokenHeader(c.Health.TokenFile) }
+	case c.Health.CertFile != "":
+	case store.FrontProxyConfigured():
+		t.TLS = func() *tls.Config { return store.BackendConfig(b.ServerName, true) }
+		asserted := http.Header{}
+		for _, f := range identityHeaders(c).Assert(&tlsconf.Identity{User: c.Health.User}) {
+			asserted.Add(f.Name, f.Value)
+		}
+		t.Header = func() (http.Header, error) { return asserted, nil }
+	}
+	return health.NewProber(t)
+}
+
+// tokenHeader reads the token anew for each probe, since it may be rotated.
+func tokenHeader(file string) (http.Header, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("health.tokenFile: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return nil, fmt.Errorf("health.tokenFile: %q is empty", file)
+	}
+	return http.Header{"Authorization": {"Bearer " + token}}, nil
+}
+
+// rules are those of the health checks.
+func rules(c *configs.Config) health.Rules {
+	return health.Rules{Rise: c.Health.Rise, Fall: c.Health.Fall, Interval: c.Health.Interval, SuspiciousInterval: c.Health.SuspiciousInterval}
+}
+
+// warnAtStart says what an operator should know of the configuration.
+func warnAtStart(c *configs.Config, store *tlsconf.Store, log *slog.Logger) {
+	switch {
+	case c.TLS.ClientCAFile == "":
+		log.Warn("client certificates are not asked for, because tls.clientCAFile is not set; clients need bearer tokens")
+	case !store.FrontProxyConfigured():
+		log.Warn("client certificates cannot be passed on, because frontProxy.certFile and frontProxy.keyFile are not set; requests with one are answered 401, clients need bearer tokens")
+	}
+	if store.FrontProxySharesClientCA() {
+		log.Warn("the front-proxy certificate verifies against tls.clientCAFile, allowed by frontProxy.allowSharedCA: a request that reached a backend without identity headers would act as the front proxy")
+	}
+}
+
+// listen opens the address of a listener.
+func listen(ctx context.Context, key, address string) (net.Listener, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive, Control: control}
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		cure := ""
+		switch {
+		case errors.Is(err, unix.EADDRINUSE):
+			cure = "; another process listens there: stop it, or choose another address"
+		case errors.Is(err, unix.EACCES):
+			cure = "; ports below 1024 need CAP_NET_BIND_SERVICE"
+		}
+		return nil, fmt.Errorf("%s: %q: %w%s", key, address, err, cure)
+	}
+	return l, nil
+}
+
+// monotonicMicroseconds is the time that systemd wants beside RELOADING=1
+// (sd_notify(3)).
+func monotonicMicroseconds() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return ts.Nano() / int64(time.Microsecond)
+}

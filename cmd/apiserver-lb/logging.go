@@ -1,0 +1,30 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+
+	"golang.org/x/term"
+
+	"apiserver-lb/configs"
+)
+
+// newLog makes the program's log: text for a person at a terminal, JSON for a
+// machine, unless the configuration says which.
+func newLog(w io.Writer, c configs.Log) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo // Load has refused what is no level
+	}
+	o := &slog.HandlerOptions{Level: level}
+	text := c.Format == configs.LogText
+	if c.Format == configs.LogAuto {
+		f, ok := w.(*os.File)
+		text = ok && term.IsTerminal(int(f.Fd()))
+	}
+	if text {
+		return slog.New(slog.NewTextHandler(w, o))
+	}
+	return slog.New(slog.NewJSONHandler(w, o))
+}

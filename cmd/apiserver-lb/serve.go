@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/forward"
+	"apiserver-lb/configs"
+	"apiserver-lb/health"
+	"apiserver-lb/tlsconf"
+)
+
+func newServe() *cobra.Command {
+	var flags configFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the load balancer",
+		Long: "serve runs the load balancer until SIGTERM or SIGINT, then drains within\nshutdown.gracePeriod; a second signal ends it at once. SIGHUP reloads certificates,\n" +
+			"which are also reloaded by themselves when their files change. The configuration\nfile itself is read once.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Before the first load: a signal that comes early must not kill.
+			signals := make(chan os.Signal, 4)
+			signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+			defer signal.Stop(signals)
+			c, err := flags.load(cmd)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c, signals, newLog(os.Stderr, c.Log))
+		},
+	}
+	flags.register(cmd)
+	return cmd
+}
+
+// process is all that runs.
+type process struct {
+	config *configs.Config
+	log    *slog.Logger
+
+	store     *tlsconf.Store
+	telemetry *telemetry
+	set       *backend.Set
+	pools     *forward.Pools
+	server    *forward.Server
+	ready     *readiness
+	admin     *http.Server
+	checkers  []*health.Checker
+	probers   []*health.Prober
+}
+
+// serve is the composition root: it builds everything, then starts every
+// goroutine, and returns when all of them have ended.
+func serve(ctx context.Context, c *configs.Config, signals <-chan os.Signal, log *slog.Logger) error {
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	p, err := build(c, log)
+	if err != nil {
+		return err
+	}
+	clients, err := listen(ctx, "listen", c.Listen)
+	if err != nil {
+		return err
+	}
+	defer clients.Close()
+	operators, err := listen(ctx, "admin.listen", c.Admin.Listen)
+	if err != nil {
+		return err
+	}
+	defer operators.Close()
+	warnAtStart(c, p.store, log)
+	log.Info("starting", "version", version, "listen", clients.Addr().String(), "admin", operators.Addr().String(), "backends", len(p.set.All()))
+	return p.run(ctx, clients, operators, signals)
+}
+
+// build makes all parts and starts none.
+func build(c *configs.Config, log *slog.Logger) (*process, error) {
+	p := &process{config: c, log: log}
+	var err error
+	if p.store, err = openStore(c, log); err != nil {
+		return nil, err
+	}
+	if p.telemetry, err = newTelemetry(); err != nil {
+		return nil, err
+	}
+	metrics, err := balancer.NewMetrics(p.telemetry.meter)
+	if err != nil {
+		return nil, err
+	}
+	probes, err := newProbeMetrics(p.telemetry.meter)
+	if err != nil {
+		return nil, err
+	}
+	p.set = newBackends(c)
+	p.ready = &readiness{set: p.set}
+	if err := registerGauges(p.telemetry.meter, p.set, p.store); err != nil {
+		return nil, err
+	}
+	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler))
+
+	dialer := &net.Dialer{KeepAliveConfig: keepAlive, Control: control}
+	p.pools = forward.NewPools(p.store, dialer.DialContext, c.Backends.DialTimeout,
+		func(b *backend.Backend, cr balancer.Credential, delta int64) {
+			metrics.BackendConnections(b.Name, cr, delta)
+		})
+	p.store.Subscribe(p.pools.Retire)
+
+	checkers := map[*backend.Backend]*health.Checker{}
+	for _, b := range p.set.All() {
+		prober := newProber(c, p.store, b, dialer.DialContext)
+		checker := health.NewChecker(b.Name, prober.Probe, health.CheckerOptions{
+			Rules:      rules(c),
+			Timeout:    c.Health.Timeout,
+			OnChange:   func(ch health.Change) { p.stateChanged(b, ch) },
+			OnResult:   func(r health.Result) { probes.observe(b.Name, r) },
+			LastAnswer: b.LastAnswer,
+			Busy:       func() bool { short, _, _ := b.Load(); return short > 0 },
+			Redial:     prober.Redial,
+		})
+		checkers[b] = checker
+		p.checkers, p.probers = append(p.checkers, checker), append(p.probers, prober)
+	}
+
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("the host's name: %w", err)
+	}
+	f := forward.New(forward.Options{
+		Core:        newCore(c, p.set, p.store),
+		Pools:       p.pools,
+		Metrics:     metrics,
+		Name:        "apiserver-lb on " + host,
+		MaxHeldBody: int(c.Backends.MaxHeldBodyBytes),
+		Passive:     func(b *backend.Backend, v health.Verdict) { checkers[b].Passive(v) },
+		Log:         log,
+	})
+	p.server = forward.NewServer(f, forward.ServerOptions{
+		TLS:               p.store.ListenerConfig(),
+		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
+		IdleTimeout:       c.HTTP.IdleTimeout,
+		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
+	})
+	return p, nil
+}
+
+// stateChanged acts on a change of a backend's health.
+func (p *process) stateChanged(b *backend.Backend, ch health.Change) {
+	b.SetState(ch.To, ch.At)
+	level := slog.LevelInfo
+	if ch.To != health.Ready {
+		level = slog.LevelWarn
+	}
+	p.log.Log(context.Background(), level, "backend state changed", "backend", b.Name, "from", ch.From.String(), "to", ch.To.String(),
+		"verdict", ch.Verdict.String(), "failedChecks", ch.Failed, "err", ch.Err)
+	if ch.To == health.Dead {
+		p.pools.Cut(b)
+	}
+	if p.set.Panicking() {
+		p.log.Error("panic mode: no backend is ready, requests go to those that fail their checks", "backend", b.Name)
+	}
+}
+
+// run starts every goroutine and waits for their end.
+func (p *process) run(ctx context.Context, clients, operators net.Listener, signals <-chan os.Signal) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+
+	g.Go(func() error { return p.store.Run(ctx) })
+	for _, c := range p.checkers {
+		g.Go(func() error { return c.Run(ctx) })
+	}
+	g.Go(func() error {
+		if err := p.admin.Serve(operators); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("admin listener: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		// No client is served before every backend has been judged once.
+		if !p.awaitProbes(ctx) {
+			return nil
+		}
+		p.ready.probed.Store(true)
+		p.notify(daemon.SdNotifyReady)
+		if err := p.server.Serve(clients); err != nil {
+			return fmt.Errorf("listener: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer stop()
+		return p.control(ctx, signals)
+	})
+
+	err := g.Wait()
+	for _, pr := range p.probers {
+		pr.Close()
+	}
+	p.pools.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return errors.Join(err, p.telemetry.shutdown(ctx))
+}
+
+// awaitProbes waits for the first verdict on every backend.
+func (p *process) awaitProbes(ctx context.Context) bool {
+	for _, c := range p.checkers {
+		select {
+		case <-c.WaitFirst():
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// control acts on signals until the process is to end, and then ends it.
+func (p *process) control(ctx context.Context, signals <-chan os.Signal) error {
+	for {
+		select {
+		case <-ctx.Done():
+			// Something has failed: what can still finish may.
+			p.shutdown(signals)
+			return nil
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				p.log.Info("draining", "signal", s.String(), "delay", p.config.Shutdown.Delay, "gracePeriod", p.config.Shutdown.GracePeriod)
+				p.shutdown(signals)
+				return nil
+			}
+			p.reload()
+		}
+	}
+}
+
+// reload reads the certificate files again.
+func (p *process) reload() {
+	p.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonicMicroseconds()))
+	if err := p.store.Reload(); err != nil {
+		p.log.Error("reload: what could not be read stays as it was", "err", err)
+	} else {
+		p.log.Info("certificates reloaded")
+	}
+	p.notify(daemon.SdNotifyReady)
+}
+
+// shutdown drains, and cuts what is left at the end of the grace period or when a
+// second signal comes.
+func (p *process) shutdown(signals <-chan os.Signal) {
+	p.ready.stopping.Store(true)
+	p.notify(daemon.SdNotifyStopping)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				if s == syscall.SIGHUP {
+					continue
+				}
+				p.log.Warn("second signal, not waiting any longer", "signal", s.String())
+				cancel()
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	if d := p.config.Shutdown.Delay; d > 0 {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
+	}
+	if cut := p.server.Shutdown(ctx, p.config.Shutdown.GracePeriod); cut > 0 {
+		p.log.Warn("connections cut at the end of the grace period", "connections", cut)
+	} else {
+		p.log.Info("drained")
+	}
+	p.admin.Close()
+}
+
+// notify tells systemd, where it asked to be told.
+func (p *process) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		p.log.Warn("systemd was not told", "state", state, "err", err)
+	}
+}

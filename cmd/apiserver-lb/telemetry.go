@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/attribute"
+	otelprometheus "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/metric"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/health"
+	"apiserver-lb/tlsconf"
+)
+
+// telemetry is the process's metrics: OpenTelemetry instruments, read by
+// Prometheus.
+type telemetry struct {
+	provider *sdkmetric.MeterProvider
+	meter    metric.Meter
+	handler  http.Handler
+}
+
+// newTelemetry builds the metrics pipeline of this process; nothing is global.
+func newTelemetry() (*telemetry, error) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	exporter, err := otelprometheus.New(
+		otelprometheus.WithRegisterer(registry),
+		otelprometheus.WithoutScopeInfo(),
+		otelprometheus.WithoutTargetInfo(),
+	)
+	if err != nil {
+		return nil, err
+	}
+	provider := sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter))
+	return &telemetry{
+		provider: provider,
+		meter:    provider.Meter("apiserver-lb"),
+		handler:  promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}),
+	}, nil
+}
+
+func (t *telemetry) shutdown(ctx context.Context) error { return t.provider.Shutdown(ctx) }
+
+// probeBounds are the bucket bounds of probe durations, in seconds.
+var probeBounds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}
+
+// probeMetrics counts what probes see.
+type probeMetrics struct {
+	results  metric.Int64Counter
+	duration metric.Float64Histogram
+}
+
+func newProbeMetrics(m metric.Meter) (*probeMetrics, error) {
+	var p probeMetrics
+	var err error
+	if p.results, err = m.Int64Counter("apiserver_lb.probes",
+		metric.WithDescription("Health probes, by backend and verdict.")); err != nil {
+		return nil, err
+	}
+	p.duration, err = m.Float64Histogram("apiserver_lb.probe.duration", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(probeBounds...),
+		metric.WithDescription("Duration of health probes, by backend."))
+	return &p, err
+}
+
+// observe counts one probe.
+func (p *probeMetrics) observe(backend string, r health.Result) {
+	ctx, name := context.Background(), attribute.String("backend", backend)
+	p.results.Add(ctx, 1, metric.WithAttributes(name, attribute.String("verdict", r.Verdict.String())))
+	p.duration.Record(ctx, r.Took.Seconds(), metric.WithAttributes(name))
+}
+
+// registerGauges registers what is read when somebody asks: the state and load of
+// backends, panic mode, the expiry of certificates.
+func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) error {
+	state, err := m.Int64ObservableGauge("apiserver_lb.backend.state",
+		metric.WithDescription("1 for the state that a backend is in, 0 for the others."))
+	if err != nil {
+		return err
+	}
+	load, err := m.Int64ObservableGauge("apiserver_lb.backend.in_flight",
+		metric.WithDescription("Requests in flight, by backend and class (short, long)."))
+	if err != nil {
+		return err
+	}
+	homed, err := m.Int64ObservableGauge("apiserver_lb.backend.homed_connections",
+		metric.WithDescription("Client connections whose requests go to the backend while they may."))
+	if err != nil {
+		return err
+	}
+	panicking, err := m.Int64ObservableGauge("apiserver_lb.panic_mode",
+		metric.WithDescription("1 while no backend is ready and those that fail their checks are used all the same."))
+	if err != nil {
+		return err
+	}
+	expiry, err := m.Int64ObservableGauge("apiserver_lb.certificate.expiry", metric.WithUnit("s"),
+		metric.WithDescription("When a certificate expires, in seconds since the epoch, by use and file; the earliest in the file."))
+	if err != nil {
+		return err
+	}
+	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		for _, b := range set.All() {
+			name := attribute.String("backend", b.Name)
+			current := b.State()
+			for _, s := range health.States() {
+				o.ObserveInt64(state, bit(s == current), metric.WithAttributes(name, attribute.String("state", s.String())))
+			}
+			short, long, home := b.Load()
+			o.ObserveInt64(load, short, metric.WithAttributes(name, attribute.String("class", "short")))
+			o.ObserveInt64(load, long, metric.WithAttributes(name, attribute.String("class", "long")))
+			o.ObserveInt64(homed, home, metric.WithAttributes(name))
+		}
+		o.ObserveInt64(panicking, bit(set.Panicking()))
+		for file, at := range earliestExpiries(store.Expiries()) {
+			o.ObserveInt64(expiry, at.Unix(), metric.WithAttributes(attribute.String("use", file.Use), attribute.String("file", file.File)))
+		}
+		return nil
+	}, state, load, homed, panicking, expiry)
+	return err
+}
+
+// expiryKey names one series of certificate expiry.
+type expiryKey struct{ Use, File string }
+
+// earliestExpiries returns for each file the expiry that comes first.
+func earliestExpiries(all []tlsconf.Expiry) map[expiryKey]time.Time {
+	first := map[expiryKey]time.Time{}
+	for _, e := range all {
+		k := expiryKey{e.Use, e.File}
+		if at, ok := first[k]; !ok || e.NotAfter.Before(at) {
+			first[k] = e.NotAfter
+		}
+	}
+	return first
+}
+
+func bit(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
