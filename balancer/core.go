@@ -75,7 +75,7 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 	}
 	if name := c.Headers.connectionForbids(h.Connection); name != "" {
 		return nil, &Refusal{Code: 400, Reason: ReasonBadRequest,
-			Message: fmt.Sprintf("the header Connection must not name %q: it would remove what says who may do this", name)}
+			Message: fmt.Sprintf("the header Connection must not name %q: it would remove what authentication or audit depends on", name)}
 	}
 
 	d := &Decision{Attributes: Attribute(h.Method, h.Path, h.RawQuery), AuditID: h.AuditID}
@@ -108,6 +108,9 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 		setAuditID = d.AuditID
 	}
 	d.Edits = c.Headers.edits(d.Credential, verdict.Identity, cl.Peer.Addr(), c.trusted(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
+	if d.Credential == Asserted {
+		d.Edits.withholdToken(h.Subprotocols)
+	}
 	return d, nil
 }
 
@@ -171,12 +174,29 @@ func NoBackend() *Refusal {
 	return &Refusal{Code: 503, Reason: ReasonNoBackend, RetryAfter: 1, Message: "no kube-apiserver is available; nothing has been done"}
 }
 
-// Concluded notes what a backend answered to a request: a token that is not 401
-// has been accepted.
+// Concluded notes what a backend's answer says of the request's token. The answer
+// to an upgrade proves nothing: it may be owed to a second token among the
+// WebSocket subprotocols, and an upgrade has a connection to itself in any case.
 func (c *Core) Concluded(d *Decision, code int, now time.Time) {
-	if d.Credential == Unproven && code != 401 {
+	switch {
+	case d.Credential == Token && code == 401:
+		c.Tokens.Forget(d.Token)
+	case d.Credential == Unproven && d.Class != Upgrade && provesToken(code):
 		c.Tokens.Accept(d.Token, now)
 	}
+}
+
+// provesToken reports whether kube-apiserver gives this status code only to those
+// whom it has authenticated. It gives others before it looks at the token, so that
+// a bad one may draw them as well: 500 for /api/v1/watch, 400 for ?timeout=x, 204
+// for a CORS preflight, 429 and 503 while it shuts down, 504 when authentication
+// takes too long (k8s.io/apiserver/pkg/server/config.go, DefaultBuildHandlerChain).
+func provesToken(code int) bool {
+	switch code {
+	case 200, 201, 202, 403, 404, 409, 422:
+		return true
+	}
+	return false
 }
 
 var _ Verifier = (*tlsconf.Store)(nil)

@@ -1,8 +1,10 @@
 package balancer
 
 import (
+	"encoding/base64"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"apiserver-lb/tlsconf"
 )
@@ -50,24 +52,47 @@ func bearerToken(authorization string) string {
 // (k8s.io/apiserver/pkg/authentication/request/websocket/protocol.go).
 const websocketTokenPrefix = "base64url.bearer.authorization.k8s.io."
 
-// websocketToken returns the first subprotocol that carries a token, as it stands,
-// empty where there is none.
+// websocketToken returns the token that kube-apiserver would read from the
+// subprotocols of a WebSocket request, empty where it would read none: an empty
+// token is none, and leaves the request anonymous. What it takes for an error (two
+// tokens, a wrong encoding, no other subprotocol to answer with) is not empty but
+// the subprotocol as it stands, for kube-apiserver to refuse.
 func websocketToken(protocols []string) string {
+	token, carrier, others := "", "", false
 	for _, line := range protocols {
 		for p := range strings.SplitSeq(line, ",") {
-			if p = strings.TrimSpace(p); strings.HasPrefix(p, websocketTokenPrefix) {
-				return p
+			p = strings.TrimSpace(p)
+			encoded, ok := strings.CutPrefix(p, websocketTokenPrefix)
+			if !ok {
+				others = true
+				continue
 			}
+			if carrier != "" {
+				return carrier
+			}
+			carrier = p
+			decoded, err := base64.RawURLEncoding.DecodeString(encoded)
+			if err != nil || !utf8.Valid(decoded) {
+				return carrier
+			}
+			token = string(decoded)
 		}
 	}
-	return ""
+	if token != "" && !others {
+		return carrier
+	}
+	return token
 }
 
 // authenticate decides by which credential a request goes on, given what the
 // client's certificate says and whether the request carries a token. The order is
 // that of kube-apiserver's union of authenticators, x509 before tokens: a
-// certificate that identifies wins, one that has no opinion is as none, one that
-// is invalid is an error unless a token succeeds.
+// certificate that identifies wins, any other is an error unless a token succeeds.
+// That holds for a valid one without a common name too: x509 has no opinion of it,
+// but the request-header authenticator before it makes an error of each
+// certificate that its own CA did not sign, and an error rules out the anonymous
+// (k8s.io/apiserver/pkg/authentication/request/x509/x509.go,
+// Verifier.AuthenticateRequest).
 func authenticate(v *tlsconf.Verdict, token, frontProxy bool) (Credential, *Refusal) {
 	switch v.Kind {
 	case tlsconf.Valid:
@@ -82,6 +107,10 @@ func authenticate(v *tlsconf.Verdict, token, frontProxy bool) (Credential, *Refu
 	case tlsconf.Invalid:
 		if !token {
 			return 0, &Refusal{Code: 401, Reason: ReasonCertificate, Message: "the client certificate is not accepted: " + v.Reason}
+		}
+	case tlsconf.NoOpinion:
+		if !token {
+			return 0, &Refusal{Code: 401, Reason: ReasonCertificate, Message: "the client certificate names no user, because its common name is empty"}
 		}
 	}
 	if token {

@@ -1,8 +1,8 @@
 package balancer
 
 import (
+	"encoding/hex"
 	"net/netip"
-	"net/url"
 	"sort"
 	"strings"
 
@@ -60,11 +60,26 @@ func NewIdentityHeaders(user, group, uid, extraPrefixes []string) *IdentityHeade
 // take for the same: case, `_` for `-`, percent-encoding.
 func normalise(name string) string {
 	if strings.Contains(name, "%") {
-		if n, err := url.PathUnescape(name); err == nil {
-			name = n
-		}
+		name = unescape(name)
 	}
 	return strings.ReplaceAll(strings.ToLower(name), "_", "-")
+}
+
+// unescape decodes what is percent-encoded in s, and leaves alone what only looks
+// so: one bad escape must not shield the rest of a name.
+func unescape(s string) string {
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			if c, err := hex.DecodeString(s[i+1 : i+3]); err == nil {
+				b = append(b, c[0])
+				i += 2
+				continue
+			}
+		}
+		b = append(b, s[i])
+	}
+	return string(b)
 }
 
 // Forged reports whether a header (or trailer) of this name would speak of
@@ -111,11 +126,11 @@ func (h *IdentityHeaders) Assert(id *tlsconf.Identity) []Field {
 // hold, and the percent sign, as %XX; kube-apiserver unescapes it after it has
 // lower-cased the name.
 func escapeExtraKey(key string) string {
-	const hex = "0123456789ABCDEF"
+	const digits = "0123456789ABCDEF"
 	var b strings.Builder
 	for i := range len(key) {
 		if c := key[i]; c == '%' || !tokenChar(c) {
-			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
+			b.Write([]byte{'%', digits[c>>4], digits[c&15]})
 		} else {
 			b.WriteByte(c)
 		}
@@ -135,12 +150,15 @@ func tokenChar(c byte) bool {
 // connectionForbids returns the first name listed in the Connection header that a
 // client must not declare hop-by-hop, empty where there is none. A proxy deletes
 // what Connection names: with Impersonate-User named there, the request would be
-// made with the client's own rights instead of the lesser ones it asked for.
+// made with the client's own rights instead of the lesser ones it asked for; with
+// Sec-WebSocket-Protocol, a bad token would vanish and leave an anonymous request;
+// with Audit-Id, our log and the audit log would name different requests.
 func (h *IdentityHeaders) connectionForbids(connection []string) string {
 	for _, line := range connection {
 		for name := range strings.SplitSeq(line, ",") {
 			n := normalise(strings.TrimSpace(name))
-			if n == "authorization" || strings.HasPrefix(n, "impersonate-") || h.Forged(n) {
+			switch {
+			case n == "authorization", n == "sec-websocket-protocol", n == "audit-id", strings.HasPrefix(n, "impersonate-"), h.Forged(n):
 				return strings.TrimSpace(name)
 			}
 		}
@@ -160,9 +178,10 @@ var forwarding = map[string]bool{
 
 // Edits are the changes to a request's header on its way to a backend.
 type Edits struct {
-	headers     *IdentityHeaders
-	dropToken   bool // the certificate won, the token must not arrive beside it
-	dropForward bool
+	headers       *IdentityHeaders
+	dropToken     bool // the certificate won, the token must not arrive beside it
+	dropProtocols bool // likewise, for a token among the WebSocket subprotocols
+	dropForward   bool
 
 	Add []Field // to be added once all that Drop names is gone
 }
@@ -173,7 +192,7 @@ func (e *Edits) Drop(name string) bool {
 	if e.headers.Forged(name) {
 		return true
 	}
-	if len(name) == len("authorization") && e.dropToken && strings.EqualFold(name, "authorization") {
+	if e.dropToken && strings.EqualFold(name, "authorization") || e.dropProtocols && strings.EqualFold(name, "sec-websocket-protocol") {
 		return true
 	}
 	return forwarding[strings.ToLower(name)] && (e.dropForward || strings.EqualFold(name, "x-forwarded-for"))
@@ -186,13 +205,34 @@ func (h *IdentityHeaders) edits(cred Credential, id *tlsconf.Identity, peer neti
 	if cred == Asserted {
 		e.Add = h.Assert(id)
 	}
-	chain := peer.Unmap().WithZone("").String()
-	if prior := strings.Join(forwardedFor, ", "); trusted && prior != "" {
-		chain = prior + ", " + chain
+	if peer.IsValid() { // a transport without addresses, such as a pipe, has none
+		chain := peer.Unmap().WithZone("").String()
+		if prior := strings.Join(forwardedFor, ", "); trusted && prior != "" {
+			chain = prior + ", " + chain
+		}
+		e.Add = append(e.Add, Field{"X-Forwarded-For", chain})
 	}
-	e.Add = append(e.Add, Field{"X-Forwarded-For", chain})
 	if auditID != "" {
 		e.Add = append(e.Add, Field{"Audit-Id", auditID})
 	}
 	return e
+}
+
+// withholdToken keeps a token among the WebSocket subprotocols from travelling
+// beside an asserted identity: should kube-apiserver not accept the front-proxy
+// certificate, the request must fail rather than be made as somebody else.
+func (e *Edits) withholdToken(protocols []string) {
+	var kept []string
+	for _, line := range protocols {
+		for p := range strings.SplitSeq(line, ",") {
+			if p = strings.TrimSpace(p); strings.HasPrefix(p, websocketTokenPrefix) {
+				e.dropProtocols = true
+			} else if p != "" {
+				kept = append(kept, p)
+			}
+		}
+	}
+	if e.dropProtocols && len(kept) > 0 {
+		e.Add = append(e.Add, Field{"Sec-Websocket-Protocol", strings.Join(kept, ", ")})
+	}
 }

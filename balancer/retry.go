@@ -95,7 +95,7 @@ func (a *Attempt) refusal() *Refusal {
 		r.Code, r.Reason = 502, ReasonBackendLost
 		r.Message = "the connection to the kube-apiserver broke before it answered"
 	}
-	if a.sent() && !safe(a.Method) {
+	if a.sent() && (!safe(a.Method) || a.DialOnly) {
 		r.Message += fmt.Sprintf("; whether the %s took effect is not known", a.Method)
 	}
 	return r

@@ -54,6 +54,15 @@ func (t *Tokens) Accept(k TokenKey, now time.Time) {
 	t.current[k] = struct{}{}
 }
 
+// Forget is for a token that a backend has refused after all: it has expired, or
+// was revoked, and must not go on drawing GOAWAYs on the connections of good ones.
+func (t *Tokens) Forget(k TokenKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.current, k)
+	delete(t.before, k)
+}
+
 // Accepted reports whether the token has been accepted of late.
 func (t *Tokens) Accepted(k TokenKey, now time.Time) bool {
 	t.mu.Lock()

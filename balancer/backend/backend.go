@@ -112,27 +112,40 @@ func (b *Backend) counter(long bool) *atomic.Int64 {
 // Home is a client connection's tie to a backend; the zero Home has none.
 type Home struct{ at atomic.Pointer[Backend] }
 
-// At returns the home, or nil.
-func (h *Home) At() *Backend { return h.at.Load() }
+// gone is where the home of a client connection points that has ended.
+var gone = new(Backend)
 
-// Move makes b the home (nil: none). It yields to a concurrent move and returns
-// the home that stands now.
+// At returns the home, or nil.
+func (h *Home) At() *Backend {
+	if b := h.at.Load(); b != gone {
+		return b
+	}
+	return nil
+}
+
+// Move makes b the home (nil: none). It yields to a concurrent move, and to Leave,
+// and returns the home that stands now.
 func (h *Home) Move(from, b *Backend) *Backend {
+	if b != nil {
+		b.homed.Add(1) // before it can be left again, so that no count is ever negative
+	}
 	if !h.at.CompareAndSwap(from, b) {
-		return h.at.Load()
+		if b != nil {
+			b.homed.Add(-1)
+		}
+		return h.At()
 	}
 	if from != nil {
 		from.homed.Add(-1)
 	}
-	if b != nil {
-		b.homed.Add(1)
-	}
 	return b
 }
 
-// Leave ends the tie when the client connection has ended.
+// Leave ends the tie for good when the client connection has ended. A request of
+// it that is still looking for a backend makes no home any more: nobody would
+// ever leave that.
 func (h *Home) Leave() {
-	if b := h.at.Swap(nil); b != nil {
+	if b := h.at.Swap(gone); b != nil && b != gone {
 		b.homed.Add(-1)
 	}
 }

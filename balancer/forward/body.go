@@ -1,44 +1,69 @@
 package forward
 
 import (
+	"errors"
 	"io"
 	"sync"
-	"sync/atomic"
 )
 
 // heldBody keeps what has been read of a request body, up to a bound, so that it
 // can be sent to a second backend when the first one did not act on it. Nothing is
-// read ahead: a byte is taken from the client when an attempt asks for it.
+// read ahead: bytes are taken from the client when an attempt asks for them.
 //
-// Attempts may overlap for a moment, because a transport can still be reading for
-// an attempt that has already failed. They take turns at the source, and what the
-// old one reads is held for the new one.
+// Reading from the client happens in a goroutine of its own, one read at a time,
+// and what it yields belongs to the body, not to the attempt that asked. So an
+// attempt that has failed can be closed while its client is silent, which net/http
+// waits for, and the next attempt misses nothing of what the old one asked for.
 type heldBody struct {
+	// Static after construction.
 	src   io.Reader
 	limit int
 
-	lost     atomic.Bool // some of what was sent is not held any more
-	released atomic.Bool // the answer has begun: nothing needs to be held
-
-	mu     sync.Mutex
-	held   []byte
-	srcErr error // from src, io.EOF included; final
+	mu       sync.Mutex
+	cond     sync.Cond    // broadcast when something below has changed
+	held     []byte       // the body from offset on, as far as it has been read
+	offset   int64        // of held in the body; above 0 the body cannot be sent again
+	srcErr   error        // from src, io.EOF included; final
+	filling  bool         // a read of src is under way
+	released bool         // the answer has begun: nothing needs to be held
+	latest   *bodyAttempt // the only one for which bytes are given up
 }
 
-func newHeldBody(src io.Reader, limit int) *heldBody { return &heldBody{src: src, limit: limit} }
+// errGone is the error of an attempt that would need what is not held any more.
+var errGone = errors.New("the request body is not held any more")
+
+func newHeldBody(src io.Reader, limit int) *heldBody {
+	h := &heldBody{src: src, limit: limit}
+	h.cond.L = &h.mu
+	return h
+}
 
 // replayable reports whether an attempt may begin anew.
-func (h *heldBody) replayable() bool { return !h.lost.Load() }
+func (h *heldBody) replayable() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.offset == 0
+}
 
 // release ends the holding; what is held and has not been sent yet still will be.
-func (h *heldBody) release() { h.released.Store(true) }
+func (h *heldBody) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.released = true
+	h.trim()
+}
+
+// ended reports whether the client's body has been read to its end.
+func (h *heldBody) ended() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.srcErr == io.EOF
+}
 
 // sourceErr returns the error with which reading from the client ended, nil where
-// it has not ended or ended well. It does not wait for a read that is under way.
+// it has not ended or ended well.
 func (h *heldBody) sourceErr() error {
-	if !h.mu.TryLock() {
-		return nil
-	}
+	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.srcErr == io.EOF {
 		return nil
@@ -46,59 +71,95 @@ func (h *heldBody) sourceErr() error {
 	return h.srcErr
 }
 
-// attempt returns a reader of the whole body from its beginning. Only the latest
-// attempt may be used once the body has outgrown its bound.
-func (h *heldBody) attempt() io.ReadCloser { return &bodyAttempt{body: h} }
+// attempt returns a reader of the whole body from its beginning. The attempt
+// before it must have been closed.
+func (h *heldBody) attempt() *bodyAttempt {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.latest = &bodyAttempt{body: h}
+	return h.latest
+}
+
+// fillBytes is how much is read from the client at once.
+const fillBytes = 32 << 10
+
+// fill reads once from the client.
+func (h *heldBody) fill(size int) {
+	buf := make([]byte, size)
+	n, err := h.src.Read(buf)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.held) == 0 {
+		h.held = buf[:n]
+	} else {
+		h.held = append(h.held, buf[:n]...)
+	}
+	h.srcErr, h.filling = err, false
+	h.cond.Broadcast()
+}
+
+// trim gives up what the latest attempt has read and nobody will read again.
+// h.mu is held.
+func (h *heldBody) trim() {
+	a := h.latest
+	if a == nil || a.closed || a.at != h.offset+int64(len(h.held)) {
+		return
+	}
+	if h.released || h.offset > 0 || len(h.held) > h.limit {
+		h.offset, h.held = a.at, nil
+	}
+}
 
 // bodyAttempt reads a heldBody for one attempt.
 type bodyAttempt struct {
-	body   *heldBody
-	closed atomic.Bool
-	at     int // guarded by body.mu
+	body *heldBody // static
+
+	// Guarded by body.mu.
+	at     int64
+	closed bool
 }
 
+// Read returns what is held, or waits for more from the client.
 func (a *bodyAttempt) Read(p []byte) (int, error) {
 	h := a.body
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if a.closed.Load() {
-		return 0, io.ErrClosedPipe
+	if len(p) == 0 {
+		return 0, nil
 	}
-	if a.at < len(h.held) {
-		n := copy(p, h.held[a.at:])
-		a.at += n
-		if h.released.Load() && a.at == len(h.held) {
-			h.drop()
-			a.at = 0
+	for {
+		switch at := a.at - h.offset; {
+		case a.closed:
+			return 0, io.ErrClosedPipe
+		case at < 0:
+			return 0, errGone
+		case at < int64(len(h.held)):
+			n := copy(p, h.held[at:])
+			a.at += int64(n)
+			var err error
+			if int(at)+n == len(h.held) {
+				err = h.srcErr // the end comes with the last bytes, as END_STREAM does
+			}
+			h.trim()
+			return n, err
+		case h.srcErr != nil:
+			return 0, h.srcErr
 		}
-		return n, nil
+		if !h.filling {
+			h.filling = true
+			go h.fill(min(len(p), fillBytes))
+		}
+		h.cond.Wait()
 	}
-	if h.srcErr != nil {
-		return 0, h.srcErr
-	}
-	n, err := h.src.Read(p)
-	h.srcErr = err
-	switch {
-	case n == 0 || h.lost.Load():
-	case h.released.Load() || len(h.held)+n > h.limit:
-		h.drop()
-		a.at = 0
-	default:
-		h.held = append(h.held, p[:n]...)
-		a.at += n
-	}
-	return n, err
 }
 
-// drop gives up what is held; it cannot be sent again after that.
-func (h *heldBody) drop() {
-	h.lost.Store(true)
-	h.held = nil
-}
-
-// Close ends the attempt. A read that is under way goes on, and what it yields is
-// held for the next attempt.
+// Close ends the attempt, and a Read that waits. What the client is being read for
+// is held for the next attempt.
 func (a *bodyAttempt) Close() error {
-	a.closed.Store(true)
+	h := a.body
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a.closed = true
+	h.cond.Broadcast()
 	return nil
 }

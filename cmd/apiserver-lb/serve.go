@@ -119,7 +119,12 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		func(b *backend.Backend, cr balancer.Credential, delta int64) {
 			metrics.BackendConnections(b.Name, cr, delta)
 		})
-	p.store.Subscribe(p.pools.Retire)
+	p.store.Subscribe(func() {
+		p.pools.Retire()
+		for _, pr := range p.probers {
+			pr.Redial()
+		}
+	})
 
 	checkers := map[*backend.Backend]*health.Checker{}
 	for _, b := range p.set.All() {
