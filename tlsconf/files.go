@@ -1,0 +1,277 @@
+package tlsconf
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// maxFileSize bounds a file in bytes: 64 MiB is a CRL of more than a million
+// entries.
+const maxFileSize = 64 << 20
+
+// FileError says which file cannot be used, why, and what to do about it.
+type FileError struct {
+	Use  string // one of the Use constants
+	File string
+	Err  error
+	Cure string
+
+	part string // tells several parts of one use from each other
+}
+
+func (e *FileError) Error() string {
+	return fmt.Sprintf("%s file %s: %v; %s", e.Use, e.File, e.Err, e.Cure)
+}
+
+func (e *FileError) Unwrap() error { return e.Err }
+
+// bundle is a file of CA certificates.
+type bundle struct {
+	certs  []*x509.Certificate
+	pool   *x509.CertPool
+	digest [sha256.Size]byte
+}
+
+// pair is a certificate chain with its key.
+type pair struct {
+	cert   tls.Certificate // Leaf is set
+	digest [sha256.Size]byte
+}
+
+// loader reads the files of a Store. It keeps no state: what is unchanged is
+// taken over from the snapshot in force.
+type loader struct {
+	files       Files
+	credentials string // systemd's credentials directory, or empty
+	now         func() time.Time
+}
+
+// load builds the next snapshot from cur. A part that fails is taken over as
+// it is in cur, with an error each.
+func (l *loader) load(cur *snapshot) (*snapshot, []*FileError) {
+	next := *cur
+	var errs []*FileError
+	failed := func(err *FileError) { errs = append(errs, err) }
+
+	next.serving = slices.Clone(cur.serving)
+	for i, f := range l.files.Serving {
+		part(&next.serving[i], failed, func(old *pair) (*pair, *FileError) { return l.loadPair(UseServing, f, old) })
+	}
+	part(&next.backendCA, failed, func(old *bundle) (*bundle, *FileError) { return loadBundle(UseBackendCA, l.files.BackendCA, old) })
+	if f := l.files.FrontProxy; f != nil {
+		part(&next.frontProxy, failed, func(old *pair) (*pair, *FileError) { return l.loadPair(UseFrontProxy, *f, old) })
+	}
+	if f := l.files.Probe; f != nil {
+		part(&next.probe, failed, func(old *pair) (*pair, *FileError) { return l.loadPair(UseProbe, *f, old) })
+	}
+	if f := l.files.ClientCA; f != "" {
+		part(&next.clientCA, failed, func(old *bundle) (*bundle, *FileError) { return loadBundle(UseClientCA, f, old) })
+	}
+	// After the CA, which has to have signed it.
+	if f := l.files.ClientCRL; f != "" && next.clientCA != nil {
+		part(&next.crl, failed, func(old *crlSet) (*crlSet, *FileError) { return loadCRL(f, next.clientCA, old) })
+	}
+	return &next, errs
+}
+
+// part replaces one part of a snapshot, unless loading it fails.
+func part[T any](slot **T, failed func(*FileError), load func(old *T) (*T, *FileError)) {
+	if loaded, err := load(*slot); err != nil {
+		failed(err)
+	} else {
+		*slot = loaded
+	}
+}
+
+func (l *loader) loadPair(use string, f KeyPairFiles, old *pair) (*pair, *FileError) {
+	fail := func(file string, err error, cure string) (*pair, *FileError) {
+		return nil, &FileError{Use: use, File: file, Err: err, Cure: cure, part: use + " " + f.Cert}
+	}
+	certPEM, err := readFile(f.Cert, nil)
+	if err != nil {
+		return fail(f.Cert, err, "put a PEM certificate there that this process can read")
+	}
+	keyPEM, err := readFile(f.Key, l.checkKeyMode)
+	if errors.Is(err, errKeyExposed) {
+		return fail(f.Key, err, "run chmod 0600 on it, or hand it over as a systemd credential")
+	}
+	if err != nil {
+		return fail(f.Key, err, "put the PEM private key of "+f.Cert+" there, readable by this process")
+	}
+	hash := sha256.New()
+	fmt.Fprintf(hash, "%d:", len(certPEM)) // where one ends and the other begins
+	hash.Write(certPEM)
+	hash.Write(keyPEM)
+	loaded := &pair{digest: [sha256.Size]byte(hash.Sum(nil))}
+	if old != nil && old.digest == loaded.digest {
+		return old, nil
+	}
+	if _, err := parseCertificates(certPEM); err != nil {
+		return fail(f.Cert, err, "put a PEM certificate there, followed by its intermediates")
+	}
+	if loaded.cert, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
+		return fail(f.Key, err, "put the unencrypted PEM private key of "+f.Cert+" there")
+	}
+	leaf := loaded.cert.Leaf
+	if now := l.now(); now.After(leaf.NotAfter) {
+		return fail(f.Cert, fmt.Errorf("the certificate expired at %s", leaf.NotAfter.Format(time.RFC3339)), "renew it, or set the clock")
+	} else if now.Before(leaf.NotBefore) {
+		return fail(f.Cert, fmt.Errorf("the certificate is not valid before %s", leaf.NotBefore.Format(time.RFC3339)), "wait, or set the clock")
+	}
+	if use != UseServing && !fitsClientAuth(leaf) {
+		return fail(f.Cert, errors.New("the certificate is not for client authentication, and kube-apiserver would refuse it"), "issue one with the extended key usage clientAuth")
+	}
+	return loaded, nil
+}
+
+func fitsClientAuth(leaf *x509.Certificate) bool {
+	return len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) == 0 ||
+		slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) ||
+		slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny)
+}
+
+func loadBundle(use, file string, old *bundle) (*bundle, *FileError) {
+	const cure = "put one or more PEM certificates of certificate authorities there"
+	data, err := readFile(file, nil)
+	if err != nil {
+		return nil, &FileError{Use: use, File: file, Err: err, Cure: cure, part: use}
+	}
+	digest := sha256.Sum256(data)
+	if old != nil && old.digest == digest {
+		return old, nil
+	}
+	certs, err := parseCertificates(data)
+	if err != nil {
+		return nil, &FileError{Use: use, File: file, Err: err, Cure: cure, part: use}
+	}
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		pool.AddCert(c)
+	}
+	return &bundle{certs: certs, pool: pool, digest: digest}, nil
+}
+
+func loadCRL(file string, ca *bundle, old *crlSet) (*crlSet, *FileError) {
+	data, err := readFile(file, nil)
+	if err == nil && old != nil && old.ca == ca && old.digest == sha256.Sum256(data) {
+		return old, nil
+	}
+	var set *crlSet
+	if err == nil {
+		set, err = parseCRLs(data, ca)
+	}
+	if err != nil {
+		return nil, &FileError{Use: UseClientCRL, File: file, Err: err, Cure: "put full CRLs there, PEM or DER, each signed by a certificate of the client CA file", part: UseClientCRL}
+	}
+	return set, nil
+}
+
+// parseCertificates reads all certificates of a PEM file. Blocks of other
+// types are passed over, as kube-apiserver does; a file that is cut off in
+// mid-block is refused, where kube-apiserver would go on with half a bundle.
+func parseCertificates(data []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		certs = append(certs, c)
+	}
+	if bytes.Contains(data, []byte("-----BEGIN")) {
+		return nil, errors.New("the last PEM block is cut off")
+	}
+	if len(certs) == 0 {
+		return nil, errors.New(`no PEM block "CERTIFICATE"`)
+	}
+	return certs, nil
+}
+
+// readFile reads a regular file; check, where given, may refuse it by what the
+// open file is. Not blocking on open keeps a named pipe from hanging a reload.
+func readFile(name string, check func(name string, info os.FileInfo) error) ([]byte, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, bare(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, bare(err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	if check != nil {
+		if err := check(name, info); err != nil {
+			return nil, err
+		}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	if err != nil {
+		return nil, bare(err)
+	}
+	if len(data) > maxFileSize {
+		return nil, fmt.Errorf("larger than %d bytes", maxFileSize)
+	}
+	return data, nil
+}
+
+// bare takes the path off an error that FileError names it in.
+func bare(err error) error {
+	var pathErr *os.PathError
+	if errors.As(err, &pathErr) {
+		return pathErr.Err
+	}
+	return err
+}
+
+var errKeyExposed = errors.New("the private key is open to group or others")
+
+// checkKeyMode refuses a key that others than its owner can read. systemd's
+// credentials are exempt: systemd grants the service its access by an ACL,
+// whose mask shows in the group bits.
+func (l *loader) checkKeyMode(name string, info os.FileInfo) error {
+	if info.Mode().Perm()&0o077 == 0 || below(l.credentials, name) {
+		return nil
+	}
+	return fmt.Errorf("%w (mode %04o)", errKeyExposed, info.Mode().Perm())
+}
+
+// below reports whether the file that name leads to lies under dir.
+func below(dir, name string) bool {
+	if dir == "" {
+		return false
+	}
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false
+	}
+	if name, err = filepath.EvalSymlinks(name); err != nil {
+		return false
+	}
+	if name, err = filepath.Abs(name); err != nil {
+		return false
+	}
+	rel, err := filepath.Rel(dir, name)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
