@@ -1,0 +1,250 @@
+// Package configs is the configuration of apiserver-lb: its documented shape
+// ([Config]), its defaults ([Default]), and the one strict way to load it
+// ([Load]), which the commands serve and check share.
+//
+// Values come, later ones winning, from the defaults, the YAML file, the
+// environment and the flags. Loading reports every problem of a configuration
+// at once, each with its place, key, value and cure; see [Errors].
+package configs
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is a configuration in force. After [Load] it is complete: every
+// default is filled in, addresses are normalised and file paths expanded.
+//
+// Keys in YAML are those of the mapstructure tags and are case-sensitive.
+// Durations are written with a unit, as "250ms" or "1m30s".
+type Config struct {
+	// Listen is the host:port on which clients connect. An empty host means
+	// all addresses of the machine, of both IP families.
+	Listen string `mapstructure:"listen"`
+
+	Admin      Admin      `mapstructure:"admin"`
+	TLS        TLS        `mapstructure:"tls"`
+	FrontProxy FrontProxy `mapstructure:"frontProxy"`
+
+	// TrustedProxies are the networks of peers whose X-Forwarded-For is kept
+	// and appended to; from any other peer it is replaced.
+	TrustedProxies []netip.Prefix `mapstructure:"trustedProxies"`
+
+	Backends Backends `mapstructure:"backends"`
+	Health   Health   `mapstructure:"health"`
+	HTTP     HTTP     `mapstructure:"http"`
+	Shutdown Shutdown `mapstructure:"shutdown"`
+	Log      Log      `mapstructure:"log"`
+}
+
+// Admin is the listener for operators: /livez, /readyz and /metrics.
+type Admin struct {
+	// Listen is the host:port of the admin listener. It speaks plain HTTP and
+	// asks for no credential, so keep it on an address that only operators reach.
+	Listen string `mapstructure:"listen"`
+}
+
+// TLS is what clients meet: the serving certificates and the authorities that
+// client certificates are verified against.
+type TLS struct {
+	// CertFile and KeyFile are the PEM files of the default serving
+	// certificate, with its chain, and of its private key. Required.
+	CertFile string `mapstructure:"certFile"`
+	KeyFile  string `mapstructure:"keyFile"`
+
+	// Certificates are further serving certificates, chosen by the server
+	// name (SNI) that a client asks for.
+	Certificates []KeyPair `mapstructure:"certificates"`
+
+	// ClientCAFile is a PEM bundle of the authorities of client certificates;
+	// kube-apiserver's --client-ca-file. Empty: client certificates are not
+	// asked for.
+	ClientCAFile string `mapstructure:"clientCAFile"`
+
+	// ClientCRLFile holds revocation lists, PEM or DER. Empty: none.
+	ClientCRLFile string `mapstructure:"clientCRLFile"`
+
+	// MinVersion is TLS12 or TLS13.
+	MinVersion string `mapstructure:"minVersion"`
+}
+
+// The values of [TLS.MinVersion].
+const (
+	TLS12 = "1.2"
+	TLS13 = "1.3"
+)
+
+// KeyPair names the PEM files of a certificate, with its chain, and of its key.
+type KeyPair struct {
+	CertFile string `mapstructure:"certFile"`
+	KeyFile  string `mapstructure:"keyFile"`
+}
+
+// FrontProxy is how the identity of a client certificate is passed on: the
+// request-header authentication of kube-apiserver. The header names must equal
+// those of the cluster, which kube-apiserver publishes in the ConfigMap
+// kube-system/extension-apiserver-authentication.
+type FrontProxy struct {
+	// CertFile and KeyFile are the client certificate that kube-apiserver
+	// trusts to assert identities (--requestheader-client-ca-file and
+	// --requestheader-allowed-names). Both or neither. Neither: requests of
+	// clients with a certificate are answered with 401.
+	CertFile string `mapstructure:"certFile"`
+	KeyFile  string `mapstructure:"keyFile"`
+
+	// The first name of each list is set on requests; all of them, and every
+	// header that begins with one of ExtraHeaderPrefixes, are removed from
+	// what clients send. None of the lists may be empty.
+	UserHeaders         []string `mapstructure:"userHeaders"`
+	GroupHeaders        []string `mapstructure:"groupHeaders"`
+	UIDHeaders          []string `mapstructure:"uidHeaders"`
+	ExtraHeaderPrefixes []string `mapstructure:"extraHeaderPrefixes"`
+
+	// AllowSharedCA permits a front-proxy certificate that verifies against
+	// TLS.ClientCAFile. Where the two authorities are one, any client
+	// certificate with an allowed name can assert any identity.
+	AllowSharedCA bool `mapstructure:"allowSharedCA"`
+}
+
+// Configured reports whether a front-proxy certificate is named.
+func (f FrontProxy) Configured() bool { return f.CertFile != "" && f.KeyFile != "" }
+
+// The values of [Backends.Policy].
+const (
+	PolicyAffinity      = "affinity"
+	PolicyLeastRequests = "least-requests"
+	PolicyRoundRobin    = "round-robin"
+)
+
+// Backends are the kube-apiservers and how requests are spread over them.
+type Backends struct {
+	// CAFile is a PEM bundle of the authorities of the backends' serving
+	// certificates. Required.
+	CAFile string `mapstructure:"caFile"`
+
+	// ServerName is the name that the backends' certificates are verified
+	// against, for those backends that have none of their own. Empty: the
+	// host of the backend's address.
+	ServerName string `mapstructure:"serverName"`
+
+	// Policy is PolicyAffinity, PolicyLeastRequests or PolicyRoundRobin.
+	Policy   string   `mapstructure:"policy"`
+	Affinity Affinity `mapstructure:"affinity"`
+
+	// SlowStart is the time over which a backend that came back is given its
+	// full share again. 0: at once.
+	SlowStart time.Duration `mapstructure:"slowStart"`
+
+	// DialTimeout bounds a connection attempt, TLS handshake included. Positive.
+	DialTimeout time.Duration `mapstructure:"dialTimeout"`
+
+	// RetryBudget is the share of requests that may be retries, 0 to 1.
+	RetryBudget float64 `mapstructure:"retryBudget"`
+
+	// MaxHeldBodyBytes is the most of a request body that is kept so that the
+	// request can be sent again, in bytes. 0: requests with a body are sent once.
+	MaxHeldBodyBytes int64 `mapstructure:"maxHeldBodyBytes"`
+
+	// Servers are the backends. Required, at least one; no two alike.
+	Servers []Server `mapstructure:"servers"`
+}
+
+// Affinity are the limits within which PolicyAffinity keeps a client on its
+// backend: consistent hashing with bounded loads (Mirrokni, Thorup and
+// Zadimoghaddam, 2018).
+type Affinity struct {
+	// Bound is how many times the average load a backend may carry before a
+	// client goes elsewhere. Greater than 1.
+	Bound float64 `mapstructure:"bound"`
+
+	// Floor is the number of requests in flight on a backend below which
+	// Bound does not apply. 0 or more.
+	Floor int `mapstructure:"floor"`
+}
+
+// Server is one backend. After [Load] every field but Zone is filled in.
+type Server struct {
+	// Address is host, host:port or [v6]:port; the port is 6443 where absent.
+	// After Load it is always host:port, as net.Dial takes it. Required.
+	Address string `mapstructure:"address"`
+
+	// Name stands in logs and metrics. Unique; the address where empty.
+	Name string `mapstructure:"name"`
+
+	// ServerName is what the backend's certificate is verified against;
+	// Backends.ServerName where empty, and the host of the address after that.
+	ServerName string `mapstructure:"serverName"`
+
+	// Weight is the backend's share relative to the others, 1 to 1000.
+	Weight int `mapstructure:"weight"`
+
+	// Zone is the failure domain, as topology.kubernetes.io/zone has it. May be empty.
+	Zone string `mapstructure:"zone"`
+}
+
+// Health is how backends are probed.
+type Health struct {
+	// Interval is the time between two probes of a backend; SuspiciousInterval
+	// the one while its state is in doubt, not greater than Interval.
+	Interval           time.Duration `mapstructure:"interval"`
+	SuspiciousInterval time.Duration `mapstructure:"suspiciousInterval"`
+
+	// Timeout bounds one probe. 10ms to 1m.
+	Timeout time.Duration `mapstructure:"timeout"`
+
+	// Rise is how many probes in a row must pass before a backend is used
+	// again, Fall how many must fail before it is given up. 1 to 100.
+	Rise int `mapstructure:"rise"`
+	Fall int `mapstructure:"fall"`
+
+	// TokenFile, or CertFile with KeyFile, is the credential of the probes, for
+	// clusters that refuse anonymous requests to /readyz. At most one kind.
+	TokenFile string `mapstructure:"tokenFile"`
+	CertFile  string `mapstructure:"certFile"`
+	KeyFile   string `mapstructure:"keyFile"`
+
+	// User is the user that probes assert over the front-proxy certificate
+	// when no credential is given. Not empty.
+	User string `mapstructure:"user"`
+}
+
+// HTTP are the limits of connections with clients.
+type HTTP struct {
+	// ReadHeaderTimeout bounds the reading of a request's head, and the TLS
+	// handshake before it. Positive.
+	ReadHeaderTimeout time.Duration `mapstructure:"readHeaderTimeout"`
+
+	// IdleTimeout is how long a connection without a request is kept. Positive.
+	IdleTimeout time.Duration `mapstructure:"idleTimeout"`
+
+	// MaxHeaderBytes is the most that a request's head may take, request
+	// line included. 4096 to 16777216; kube-apiserver itself takes 1 MiB.
+	MaxHeaderBytes int `mapstructure:"maxHeaderBytes"`
+}
+
+// Shutdown is what happens on SIGTERM.
+type Shutdown struct {
+	// Delay is how long /readyz fails before the listener closes, so that
+	// those in front of this balancer turn away first. 0 or more.
+	Delay time.Duration `mapstructure:"delay"`
+
+	// GracePeriod is how long requests may go on after the listener closed.
+	// 0: they are cut at once.
+	GracePeriod time.Duration `mapstructure:"gracePeriod"`
+}
+
+// The values of [Log.Format]. LogAuto is text on a terminal and JSON otherwise.
+const (
+	LogAuto = "auto"
+	LogText = "text"
+	LogJSON = "json"
+)
+
+// Log is the log of the program itself.
+type Log struct {
+	// Level is debug, info, warn or error, as slog.Level.UnmarshalText reads it.
+	Level string `mapstructure:"level"`
+
+	// Format is LogAuto, LogText or LogJSON.
+	Format string `mapstructure:"format"`
+}

@@ -1,0 +1,79 @@
+package configs
+
+import "time"
+
+const (
+	// DefaultBackendPort is the port of a backend whose address names none:
+	// kube-apiserver's --secure-port.
+	DefaultBackendPort = "6443"
+
+	// DefaultWeight is the weight of a backend that names none.
+	DefaultWeight = 1
+)
+
+// Default returns the configuration with every default and nothing else. It is
+// not usable as it is: the required keys (tls.certFile, tls.keyFile,
+// backends.caFile, backends.servers) have no default.
+func Default() Config {
+	return Config{
+		Listen: ":6443",
+		Admin:  Admin{Listen: "127.0.0.1:9443"},
+		TLS: TLS{
+			MinVersion: TLS12,
+		},
+		FrontProxy: FrontProxy{
+			UserHeaders:         []string{"X-Remote-User"},
+			GroupHeaders:        []string{"X-Remote-Group"},
+			UIDHeaders:          []string{"X-Remote-Uid"},
+			ExtraHeaderPrefixes: []string{"X-Remote-Extra-"},
+		},
+		Backends: Backends{
+			Policy:      PolicyAffinity,
+			Affinity:    Affinity{Bound: 1.25, Floor: 16},
+			SlowStart:   30 * time.Second,
+			DialTimeout: 2 * time.Second,
+			RetryBudget: 0.2,
+			// kube-apiserver takes request bodies of up to 3 MiB
+			// (MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go),
+			// so any of them can be held.
+			MaxHeldBodyBytes: 3 << 20,
+		},
+		Health: Health{
+			Interval:           time.Second,
+			SuspiciousInterval: 250 * time.Millisecond,
+			Timeout:            1500 * time.Millisecond,
+			Rise:               2,
+			Fall:               2,
+			User:               "apiserver-lb",
+		},
+		HTTP: HTTP{
+			ReadHeaderTimeout: 10 * time.Second,
+			IdleTimeout:       3 * time.Minute,
+			MaxHeaderBytes:    1 << 20,
+		},
+		Shutdown: Shutdown{GracePeriod: 30 * time.Second},
+		Log:      Log{Level: "info", Format: LogAuto},
+	}
+}
+
+// complete fills in what one key takes from another. Values that cannot be
+// read are left as they are, for validation to report.
+func complete(c *Config) {
+	for i := range c.Backends.Servers {
+		s := &c.Backends.Servers[i]
+		address, host, err := parseBackendAddress(s.Address)
+		if err != nil {
+			continue
+		}
+		s.Address = address
+		if s.Name == "" {
+			s.Name = address
+		}
+		if s.ServerName == "" {
+			s.ServerName = c.Backends.ServerName
+		}
+		if s.ServerName == "" {
+			s.ServerName = host
+		}
+	}
+}
