@@ -67,8 +67,7 @@ func Attribute(method, path, rawQuery string) Attributes {
 			path = p
 		}
 	}
-	a.parsePath(method, path)
-	if a.Resource != "" {
+	if a.parsePath(method, path) {
 		a.refineList(rawQuery)
 	}
 	a.Class = Short
@@ -86,8 +85,9 @@ func Attribute(method, path, rawQuery string) Attributes {
 	return a
 }
 
-// parsePath fills in what the path says.
-func (a *Attributes) parsePath(method, path string) {
+// parsePath fills in what the path says, and reports whether it is one of a
+// resource; with slashes too many, that may be a resource without a name.
+func (a *Attributes) parsePath(method, path string) bool {
 	rest := strings.Trim(path, "/")
 	prefix, rest, _ := strings.Cut(rest, "/")
 	switch prefix {
@@ -95,15 +95,15 @@ func (a *Attributes) parsePath(method, path string) {
 	case "apis":
 		if a.APIGroup, rest, _ = strings.Cut(rest, "/"); rest == "" {
 			a.APIGroup = ""
-			return
+			return false
 		}
 	default:
-		return
+		return false
 	}
 	version, rest, ok := strings.Cut(rest, "/")
 	if !ok || rest == "" {
 		a.APIGroup = ""
-		return
+		return false
 	}
 	a.APIVersion = version
 
@@ -141,6 +141,7 @@ func (a *Attributes) parsePath(method, path string) {
 	if len(parts) > 2 && a.Verb != "proxy" {
 		a.Subresource = parts[2]
 	}
+	return true
 }
 
 // refineList tells list and watch from get, and deletecollection from delete:

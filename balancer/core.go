@@ -40,6 +40,9 @@ type Decision struct {
 	Edits      Edits
 }
 
+// maxNameQuoted bounds what of a client's header name goes into a message and a log.
+const maxNameQuoted = 64
+
 // Policy is a way of choosing a backend.
 type Policy string
 
@@ -60,7 +63,8 @@ type Core struct {
 	Trusted    []netip.Prefix // peers whose X-Forwarded-For is kept
 	Policy     Policy
 	Bound      pick.Bound
-	Budget     *Budget
+	Budget     *Budget // of retries, for those who are known
+	Strangers  *Budget // the same for Anonymous and Unproven, who could empty that of all others
 	Tokens     *Tokens
 	NewAuditID func() string
 
@@ -75,7 +79,7 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 	}
 	if name := c.Headers.connectionForbids(h.Connection); name != "" {
 		return nil, &Refusal{Code: 400, Reason: ReasonBadRequest,
-			Message: fmt.Sprintf("the header Connection must not name %q: it would remove what authentication or audit depends on", name)}
+			Message: fmt.Sprintf("the header Connection must not name %q: it would remove what authentication or audit depends on", name[:min(len(name), maxNameQuoted)])}
 	}
 
 	d := &Decision{Attributes: Attribute(h.Method, h.Path, h.RawQuery), AuditID: h.AuditID}
@@ -124,13 +128,23 @@ func (c *Core) trusted(peer netip.Addr) bool {
 	return false
 }
 
+// RetryBudget returns the budget that requests of a credential share. Whoever may
+// send requests without a credential can make kube-apiserver end connections again
+// and again, and the retries that this costs must not be those of others.
+func (c *Core) RetryBudget(cred Credential) *Budget {
+	if cred == Anonymous || cred == Unproven {
+		return c.Strangers
+	}
+	return c.Budget
+}
+
 // Pick chooses a backend for a request of the client, apart from those that have
 // been tried, and counts the request in. It returns nil where no backend is left.
 func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.Time) *backend.Slot {
 	var room [8]pick.Candidate
 	view := c.Backends.View(room[:0], tried, now)
 	long := d.Class != Short
-	chosen := -1
+	var chosen int
 	switch c.Policy {
 	case PolicyLeastRequests:
 		chosen = pick.LeastRequests(view, long, rand.Uint64())

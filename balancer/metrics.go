@@ -76,7 +76,7 @@ func (m *Metrics) Request(o Observation) {
 	m.requests.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(
 		attribute.String("verb", o.Verb),
 		attribute.String("class", o.Class.String()),
-		attribute.String("code", strconv.Itoa(o.Code)),
+		attribute.String("code", codeLabel(o.Code)),
 		attribute.String("backend", o.Backend),
 		attribute.String("credential", o.Credential.String()),
 		attribute.String("protocol", "http/"+strconv.Itoa(o.Protocol)),
@@ -86,6 +86,27 @@ func (m *Metrics) Request(o Observation) {
 		attribute.String("class", o.Class.String()),
 		attribute.String("backend", o.Backend),
 	)))
+}
+
+// codes are the status codes that kube-apiserver and the balancer give, as they
+// stand in metrics. A pod behind the proxy verb may give any.
+var codes = codeNames(0, 101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 406,
+	408, 409, 410, 412, 413, 414, 415, 416, 422, 429, 431, 500, 501, 502, 503, 504)
+
+func codeNames(list ...int) map[int]string {
+	names := make(map[int]string, len(list))
+	for _, c := range list {
+		names[c] = strconv.Itoa(c)
+	}
+	return names
+}
+
+// codeLabel returns the code as it stands in metrics: "other" where it is unusual.
+func codeLabel(code int) string {
+	if s, ok := codes[code]; ok {
+		return s
+	}
+	return "other"
 }
 
 // InFlight counts requests in (1) and out (-1).

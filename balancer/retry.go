@@ -36,7 +36,7 @@ type Attempt struct {
 	BodyHeld bool  // what has been sent of the body can be sent again
 	DialOnly bool  // Attributes.DialRetryOnly
 	Losses   int   // earlier attempts that ended in Lost or Died
-	Left     int   // usable backends that have not been tried
+	Left     int   // usable backends that are not ruled out
 	Err      error // for the log
 }
 
@@ -59,6 +59,19 @@ func (a *Attempt) mayAgain() bool {
 		return safe(a.Method) && a.BodyHeld && a.Losses == 0
 	}
 }
+
+// maxRefusals is how often a request may be refused without a backend being ruled
+// out for it; the HTTP/2 transport of Go, and so a client that connects directly,
+// tries as often (golang.org/x/net/http2, Transport.RoundTripOpt).
+const maxRefusals = 6
+
+// Spares reports whether the backend of a failed attempt stays among those that the
+// request may go to, refusals being how many attempts before ended in Refused. A
+// GOAWAY speaks of a connection: kube-apiserver ends the one that an anonymous
+// request or a bad token came on, and any at random with --goaway-chance, and takes
+// the next one gladly. Were the backend ruled out, a few such requests would be
+// enough to leave those beside them without any.
+func (e Event) Spares(refusals int) bool { return e == Refused && refusals < maxRefusals }
 
 // sent reports whether the backend may have acted on the request.
 func (a *Attempt) sent() bool { return a.Event == Lost || a.Event == Died }

@@ -82,9 +82,10 @@ func (t *Tokens) turn(now time.Time) {
 		return
 	}
 	if age < 2*t.span {
-		t.before = t.current
+		// It was over at the end of its span, whenever somebody asks.
+		t.before, t.turned = t.current, t.turned.Add(t.span)
 	} else {
-		t.before = nil
+		t.before, t.turned = nil, now
 	}
-	t.current, t.turned = map[TokenKey]struct{}{}, now
+	t.current = map[TokenKey]struct{}{}
 }
