@@ -23,7 +23,7 @@ import (
 
 // CacheEnv is the environment variable that overrides where built programs are kept:
 // by default os.UserCacheDir()/apiserver-lb.
-const CacheEnv = "APISERVER_LB_CACHE"
+const CacheEnv = "DEVCLUSTER_CACHE"
 
 // product is a set of programs that are built together from one module of cmd/devcluster/build.
 type product struct {
@@ -76,7 +76,7 @@ type Binaries struct {
 
 // BuildOptions say where to build and whom to tell.
 type BuildOptions struct {
-	// CacheDir keeps the binaries; empty means $APISERVER_LB_CACHE, or apiserver-lb in the
+	// CacheDir keeps the binaries; empty means $DEVCLUSTER_CACHE, or apiserver-lb in the
 	// user's cache directory.
 	CacheDir string
 	// Log gets a line for each step. Nil: nothing is said.

@@ -95,7 +95,6 @@ type addresses struct {
 	etcdClient, etcdPeer string // host:port, as all of these
 	controllerManager    string
 	kubelet              string
-	echo, echoTLS        string
 }
 
 // Start builds what must be built, starts a cluster and returns when it is ready: every

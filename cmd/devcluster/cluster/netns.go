@@ -12,7 +12,7 @@ import (
 
 // namespaceEnv holds, inside of a namespace that EnterNamespace made, the name of the
 // one outside.
-const namespaceEnv = "APISERVER_LB_OUTER_NETNS"
+const namespaceEnv = "DEVCLUSTER_OUTER_NETNS"
 
 // LocalPrefix is what EnterNamespace adds to the loopback interface: every address in it
 // can be listened on and dialled inside the namespace, and nowhere else.
