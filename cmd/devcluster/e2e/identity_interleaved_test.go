@@ -1,0 +1,233 @@
+package e2e
+
+import (
+	"io"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"apiserver-lb/cmd/devcluster/cluster"
+)
+
+// voice is one of several callers that share a client's connections.
+type voice struct {
+	hc            *http.Client
+	authorization string
+	want          string // as which he must be seen
+}
+
+// userInReview finds the user in the answer to a SelfSubjectReview.
+var userInReview = regexp.MustCompile(`"username":"([^"]*)"`)
+
+// secretPath is what none of the callers may read: the refusal names the caller.
+const secretPath = "/api/v1/namespaces/kube-system/secrets/none"
+
+// speak makes a request, a read or a write by turns, and returns as whom the
+// caller was seen; empty: there was no answer that says so.
+func (v voice) speak(base string, turn int) (who string, problem string) {
+	method, path, body := "GET", secretPath, ""
+	if turn%2 == 1 {
+		method, path, body = "POST", selfReviewPath, selfReview
+	}
+	req, err := http.NewRequest(method, base+path, strings.NewReader(body))
+	if err != nil {
+		return "", err.Error()
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if v.authorization != "" {
+		req.Header.Set("Authorization", v.authorization)
+	}
+	res, err := v.hc.Do(req)
+	if err != nil {
+		return "", method + ": no answer"
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return "", method + ": an answer cut off"
+	}
+	switch res.StatusCode {
+	case http.StatusCreated:
+		if m := userInReview.FindSubmatch(text); m != nil {
+			return string(m[1]), ""
+		}
+	case http.StatusForbidden:
+		if m := userInMessage.FindStringSubmatch(strings.ReplaceAll(string(text), `\"`, `"`)); m != nil {
+			return m[1], ""
+		}
+	case http.StatusUnauthorized:
+		return unauthorized, ""
+	}
+	return "", method + ": " + strconv.Itoa(res.StatusCode)
+}
+
+// TestInterleavedIdentities: of thousands of requests of two certificates, tokens
+// and nobody, over shared connections, while an apiserver is killed and comes
+// back, not one is answered under another identity.
+func TestInterleavedIdentities(t *testing.T) {
+	expired := issue(t, cluster.CertificateOptions{CommonName: "late", NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Minute)})
+	jane := caller{certificate: issue(t, cluster.CertificateOptions{CommonName: "jane", Organizations: []string{"dev"}})}.client(t, "HTTP/2.0")
+	june := caller{certificate: issue(t, cluster.CertificateOptions{CommonName: "june", Organizations: []string{"ops"}})}.client(t, "HTTP/2.0")
+	plain := caller{}.client(t, "HTTP/2.0")
+	late := caller{certificate: expired}.client(t, "HTTP/2.0")
+	voices := []voice{
+		{jane, "", "jane"}, {june, "", "june"}, {plain, bearer("alice"), "alice"}, {plain, "", anonymousUser},
+		{jane, bearer("alice"), "jane"}, {june, bearer("bob"), "june"}, {plain, bearer("bob"), "bob"}, {plain, "Bearer nobody-knows-this", unauthorized},
+		{late, bearer("alice"), "alice"}, {late, "", unauthorized},
+	}
+
+	var mu sync.Mutex
+	answers, problems := map[string]int{}, map[string]int{} // guarded by mu
+	var done atomic.Int64
+	ask := func(i int) {
+		v := voices[i%len(voices)]
+		who, problem := v.speak(lb.URL, i/len(voices))
+		done.Add(1)
+		mu.Lock()
+		defer mu.Unlock()
+		switch who {
+		case v.want:
+			answers[who]++
+		case "":
+			problems[problem]++
+		default:
+			t.Errorf("a request of %s was answered under the identity %s", v.want, who)
+		}
+	}
+	const wave = 2000
+	send := func() (wait func()) {
+		var wg sync.WaitGroup
+		for i := range wave {
+			wg.Go(func() { ask(i) })
+		}
+		return wg.Wait
+	}
+	victim := shared.Apiserver(2)
+	t.Cleanup(func() { repair(t, victim) })
+
+	wait := send()
+	for done.Load() < wave/4 {
+		time.Sleep(time.Millisecond) // a quarter has been answered, the rest is under way
+	}
+	if err := victim.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wait()
+
+	// Some go on while it comes back, so that requests move over to it.
+	back := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range 2 * len(voices) {
+		wg.Go(func() {
+			for turn := i; ; turn += len(voices) {
+				ask(turn)
+				select {
+				case <-back:
+					return
+				default:
+				}
+			}
+		})
+	}
+	err := victim.Restart(t.Context())
+	if err == nil {
+		allReady(t)
+	}
+	close(back)
+	wg.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	send()()
+
+	answered := 0
+	for _, n := range answers {
+		answered += n
+	}
+	total := answered
+	for _, n := range problems {
+		total += n
+	}
+	t.Logf("%d requests, answered as: %v; without an identity: %v", total, answers, problems)
+	for _, v := range voices {
+		if answers[v.want] == 0 {
+			t.Errorf("no request was answered as %s", v.want)
+		}
+	}
+	if answered < total*9/10 {
+		t.Errorf("%d of %d requests were answered, want nine of ten: %v", answered, total, problems)
+	}
+	for _, problem := range slices.Sorted(maps.Keys(problems)) {
+		// A read is sent again; of a write the outcome may be unknown. 429 is
+		// kube-apiserver's own fairness, which is passed on.
+		if !slices.Contains([]string{"GET: 429", "POST: 429", "POST: 502", "POST: 504"}, problem) {
+			t.Errorf("%d requests ended in %q", problems[problem], problem)
+		}
+	}
+}
+
+// TestGoodTokenAmongBad: kube-apiserver ends the connection of each bad token and
+// of each anonymous request; somebody with a good token does not notice 500 of
+// them a second.
+func TestGoodTokenAmongBad(t *testing.T) {
+	measure := func(t *testing.T, requests int) (p99 time.Duration) {
+		alice := voice{caller{}.client(t, "HTTP/2.0"), bearer("alice"), "alice"}
+		took := make([]time.Duration, requests)
+		for i := range requests {
+			began := time.Now()
+			// Reads and writes: of a write that is lost, the outcome would be unknown.
+			if who, problem := alice.speak(lb.URL, i); who != "alice" {
+				t.Errorf("request %d of alice: seen as %q, %s", i, who, problem)
+			}
+			took[i] = time.Since(began)
+		}
+		slices.Sort(took)
+		return took[requests*99/100]
+	}
+	quiet := measure(t, 300)
+
+	const workers, interval = 10, 20 * time.Millisecond // 500 requests a second
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var bad, unexpected atomic.Int64
+	for i := range workers {
+		who := voice{caller{}.client(t, "HTTP/2.0"), "Bearer nobody-knows-this", unauthorized}
+		if i%2 == 0 {
+			who.authorization, who.want = "", anonymousUser
+		}
+		wg.Go(func() {
+			tick := time.NewTicker(interval)
+			defer tick.Stop()
+			for turn := 0; ; turn++ {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+				if got, _ := who.speak(lb.URL, turn); got != who.want {
+					unexpected.Add(1)
+				}
+				bad.Add(1)
+			}
+		})
+	}
+	for bad.Load() < 100 {
+		time.Sleep(time.Millisecond) // until they are at it
+	}
+	busy := measure(t, 300)
+	close(stop)
+	wg.Wait()
+	t.Logf("p99 of alice: %v, and %v beside %d bad requests, %d of which had another answer than 401 or 403", quiet, busy, bad.Load(), unexpected.Load())
+	if n := unexpected.Load(); n > 0 {
+		t.Errorf("%d of %d bad requests had another answer than 401 or 403", n, bad.Load())
+	}
+}
