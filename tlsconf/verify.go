@@ -14,8 +14,9 @@ const (
 	NoCertificate VerdictKind = iota
 	// Valid: Verdict.Identity is the user.
 	Valid
-	// NoOpinion: kube-apiserver would ask its next authenticator, as if there
-	// were no certificate: the CN is empty, or no client CA is configured.
+	// NoOpinion: it names nobody, and kube-apiserver's x509 authenticator would
+	// leave the request to the next one: the CN is empty, or no client CA is
+	// configured.
 	NoOpinion
 	// Invalid: kube-apiserver would record an error, so that the request is a
 	// 401 unless another credential is accepted.
