@@ -1,0 +1,106 @@
+# Everything is built and tested from here; `make help` lists it.
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+GO_BUILD := CGO_ENABLED=0 go build -trimpath
+
+# How long `make fuzz` spends on each target.
+FUZZTIME ?= 1m
+# `make bench`: how many runs, how long each case is measured, which HAProxy,
+# more flags of cmd/bench, and where the report goes.
+RUNS         ?= 5
+DURATION     ?= 5s
+HAPROXY      ?= haproxy
+BENCHFLAGS   ?=
+BENCH_REPORT ?= bin/bench.md
+
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.14.0
+
+# The commands of each test target, in the words of cmd/internal/testsum.
+# -count=1: tests run other programs, which the cache of go test does not see.
+VET   := -- go vet ./... -- go vet -tags image ./cmd/apiserver-lb -- go -C cmd/devcluster vet ./...
+UNIT  := -- CGO_ENABLED=1 go test -json -race -count=1 -shuffle=on -timeout 5m ./... \
+         -- CGO_ENABLED=1 go -C cmd/devcluster test -json -race -count=1 -timeout 5m . ./cluster/...
+IMAGE := -- go test -json -count=1 -timeout 5m -tags image -run '^TestImage$$' ./cmd/apiserver-lb
+# The first run builds etcd and Kubernetes, which takes its time.
+E2E   := -- go -C cmd/devcluster test -json -v -count=1 -timeout 55m ./e2e/...
+
+# need PROGRAM PACKAGE WHY installs a Debian package if its program is missing.
+define need
+@command -v $(1) >/dev/null || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing $(2) with apt-get, $(3)"; \
+		apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(2) >/dev/null; \
+	else \
+		echo "$(1) is missing, $(3): install it (Debian: apt-get install $(2))" >&2; exit 1; \
+	fi; }
+endef
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/apiserver-lb, a static binary
+	$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/apiserver-lb ./cmd/apiserver-lb
+
+.PHONY: demo
+demo: build ## run three real kube-apiservers with the balancer in front, until Ctrl-C
+	cd cmd/devcluster && $(GO_BUILD) -o ../../bin/devcluster .
+	@exec bin/devcluster demo --balancer bin/apiserver-lb
+
+.PHONY: test
+test: bin/testsum need-cc ## run every test: vet, unit, image, e2e against real kube-apiservers
+	@bin/testsum $(VET) $(UNIT) $(IMAGE) $(E2E)
+
+.PHONY: test-unit
+test-unit: bin/testsum need-cc ## vet and unit tests, with the race detector
+	@bin/testsum $(VET) $(UNIT)
+
+.PHONY: test-image
+test-image: bin/testsum ## build the Dockerfile with buildah and look at the image
+	@bin/testsum $(IMAGE)
+
+.PHONY: test-e2e
+test-e2e: bin/testsum ## tests against real kube-apiservers; the first run builds them
+	@bin/testsum $(E2E)
+
+.PHONY: fuzz
+fuzz: ## fuzz each target for FUZZTIME (1m)
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: bench
+bench: build ## compare with HAProxy and with no proxy: CPU, throughput, latency, memory
+	go build -o bin/bench ./cmd/bench
+	@exec bin/bench -balancer bin/apiserver-lb -haproxy '$(HAPROXY)' -runs $(RUNS) -duration $(DURATION) -o '$(BENCH_REPORT)' $(BENCHFLAGS)
+
+.PHONY: lint
+lint: ## gofmt, go vet and golangci-lint (the first run builds it: minutes)
+	@unformatted=$$(gofmt -l balancer cmd configs health tlsconf); \
+		if [ -n "$$unformatted" ]; then echo "not formatted with gofmt:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go vet -tags image ./cmd/apiserver-lb
+	cd cmd/devcluster && go vet ./...
+	go run $(GOLANGCI_LINT) run ./...
+	cd cmd/devcluster && go run $(GOLANGCI_LINT) run --config ../../.golangci.yml ./...
+
+.PHONY: clean
+clean: ## remove bin
+	rm -rf bin
+
+.PHONY: bin/testsum
+bin/testsum:
+	@go build -o $@ ./cmd/internal/testsum
+
+.PHONY: need-cc
+need-cc:
+	$(call need,$${CC:-gcc},gcc libc6-dev,since the race detector is linked with it)
