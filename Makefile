@@ -8,6 +8,9 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath
 
+# More flags of `make demo`, such as --port 7443 where 6443 is taken; see
+# `bin/devcluster demo --help`.
+DEMOFLAGS ?=
 # How long `make fuzz` spends on each target.
 FUZZTIME ?= 1m
 # `make bench`: how many runs, how long each case is measured, which HAProxy,
@@ -51,7 +54,7 @@ build: ## build bin/apiserver-lb, a static binary
 .PHONY: demo
 demo: build ## run three real kube-apiservers with the balancer in front, until Ctrl-C
 	cd cmd/devcluster && $(GO_BUILD) -o ../../bin/devcluster .
-	@exec bin/devcluster demo --balancer bin/apiserver-lb
+	@exec bin/devcluster demo --balancer bin/apiserver-lb $(DEMOFLAGS)
 
 .PHONY: test
 test: bin/testsum need-cc ## run every test: vet, unit, image, e2e against real kube-apiservers

@@ -66,7 +66,7 @@ func TestUnitFitsDefaults(t *testing.T) {
 	}
 
 	for _, want := range []string{
-		"Type=notify", "KillMode=mixed", "Restart=on-failure", "RestartPreventExitStatus=2",
+		"Type=notify", "KillMode=mixed", "Restart=on-failure",
 		"ExecStart=" + program + " serve --config /etc/apiserver-lb/apiserver-lb.yaml",
 		"ExecReload=/bin/kill -HUP $MAINPID",
 	} {

@@ -95,6 +95,7 @@ func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balance
 		Policy:     balancer.Policy(c.Backends.Policy),
 		Bound:      pick.Bound{Factor: c.Backends.Affinity.Bound, Floor: int64(c.Backends.Affinity.Floor)},
 		Budget:     balancer.NewBudget(c.Backends.RetryBudget),
+		Strangers:  balancer.NewBudget(c.Backends.RetryBudget),
 		Tokens:     balancer.NewTokens(65536, 5*time.Minute),
 		NewAuditID: uuid.NewString,
 	}

@@ -17,7 +17,7 @@ func newLog(w io.Writer, c configs.Log) *slog.Logger {
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		level = slog.LevelInfo // Load has refused what is no level
 	}
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: readableDuration}
 	text := c.Format == configs.LogText
 	if c.Format == configs.LogAuto {
 		f, ok := w.(*os.File)
@@ -27,4 +27,13 @@ func newLog(w io.Writer, c configs.Log) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))
+}
+
+// readableDuration writes durations as "30s" in JSON too, where slog has
+// nanoseconds.
+func readableDuration(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }

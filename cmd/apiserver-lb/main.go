@@ -72,7 +72,7 @@ func newRoot() *cobra.Command {
 			return &usageError{errors.New("a command is needed")}
 		},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(wrongUsage)
 	root.AddCommand(newServe(), newCheck(), newVersion())
 	for _, c := range root.Commands() {
 		c.Args = usageArgs(c.Args)
@@ -81,11 +81,17 @@ func newRoot() *cobra.Command {
 	return root
 }
 
+// wrongUsage makes err, which is about flags or arguments, one of usage that says
+// where to look.
+func wrongUsage(cmd *cobra.Command, err error) error {
+	return &usageError{fmt.Errorf("%w; try '%s --help'", err, cmd.CommandPath())}
+}
+
 // usageArgs makes an error about arguments one of usage.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return &usageError{err}
+			return wrongUsage(cmd, err)
 		}
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -62,6 +63,9 @@ type process struct {
 	admin     *http.Server
 	checkers  []*health.Checker
 	probers   []*health.Prober
+
+	panicMu   sync.Mutex
+	panicking bool // guarded by panicMu: what was said last
 }
 
 // serve is the composition root: it builds everything, then starts every
@@ -171,13 +175,37 @@ func (p *process) stateChanged(b *backend.Backend, ch health.Change) {
 	if ch.To != health.Ready {
 		level = slog.LevelWarn
 	}
-	p.log.Log(context.Background(), level, "backend state changed", "backend", b.Name, "from", ch.From.String(), "to", ch.To.String(),
-		"verdict", ch.Verdict.String(), "failedChecks", ch.Failed, "err", ch.Err)
+	attrs := []any{"backend", b.Name, "from", ch.From.String(), "to", ch.To.String(), "verdict", ch.Verdict.String()}
+	if len(ch.Failed) > 0 {
+		attrs = append(attrs, "failedChecks", ch.Failed)
+	}
+	if ch.Err != nil {
+		attrs = append(attrs, "err", ch.Err)
+	}
+	p.log.Log(context.Background(), level, "backend state changed", attrs...)
 	if ch.To == health.Dead {
 		p.pools.Cut(b)
 	}
-	if p.set.Panicking() {
-		p.log.Error("panic mode: no backend is ready, requests go to those that fail their checks", "backend", b.Name)
+	p.tellPanic()
+}
+
+// tellPanic logs that panic mode has begun or ended. Before the first round of
+// probes is over, backends that nobody has asked yet are no reason for alarm.
+func (p *process) tellPanic() {
+	if !p.ready.probed.Load() {
+		return
+	}
+	p.panicMu.Lock()
+	defer p.panicMu.Unlock()
+	now := p.set.Panicking()
+	if now == p.panicking {
+		return
+	}
+	p.panicking = now
+	if now {
+		p.log.Error("panic mode: no backend is ready, requests go to those that fail their checks")
+	} else {
+		p.log.Info("panic mode is over: a backend is ready")
 	}
 }
 
@@ -203,6 +231,8 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 			return nil
 		}
 		p.ready.probed.Store(true)
+		p.tellPanic()
+		p.log.Info("ready for clients", "listen", clients.Addr().String())
 		p.notify(daemon.SdNotifyReady)
 		if err := p.server.Serve(clients); err != nil {
 			return fmt.Errorf("listener: %w", err)
@@ -261,7 +291,7 @@ func (p *process) reload() {
 	if err := p.store.Reload(); err != nil {
 		p.log.Error("reload: what could not be read stays as it was", "err", err)
 	} else {
-		p.log.Info("certificates reloaded")
+		p.log.Info("SIGHUP: all certificate files have been read again")
 	}
 	p.notify(daemon.SdNotifyReady)
 }
@@ -294,10 +324,13 @@ func (p *process) shutdown(signals <-chan os.Signal) {
 		case <-ctx.Done():
 		}
 	}
-	if cut := p.server.Shutdown(ctx, p.config.Shutdown.GracePeriod); cut > 0 {
-		p.log.Warn("connections cut at the end of the grace period", "connections", cut)
-	} else {
+	switch cut := p.server.Shutdown(ctx, p.config.Shutdown.GracePeriod); {
+	case cut == 0:
 		p.log.Info("drained")
+	case ctx.Err() != nil:
+		p.log.Warn("connections cut", "connections", cut)
+	default:
+		p.log.Warn("connections cut at the end of the grace period", "connections", cut)
 	}
 	p.admin.Close()
 }

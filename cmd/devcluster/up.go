@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,6 +93,10 @@ func up(ctx context.Context, o *upOptions, out io.Writer, front func(context.Con
 	dir, err := clusterDir(*o.dir)
 	if err != nil {
 		return err
+	}
+	// Said before the busy ports that would follow from it.
+	if ask(ctx, dir, http.MethodGet, "/apiservers", io.Discard) == nil {
+		return fmt.Errorf("a cluster is running in %s: end it with Ctrl-C in its terminal, or run a second one with --dir and --port", dir)
 	}
 	kubectl, err := findKubectl(ctx, out)
 	if err != nil {
@@ -227,19 +232,20 @@ Try, in another terminal:
   {{$.Kubectl}} --kubeconfig {{.}} auth whoami
 {{- end}}
   {{.Kubectl}} logs -f demo
-  {{.Kubectl}} exec demo -- uname -a            # runs on this machine: the pod is simulated
-  {{.Kubectl}} port-forward pod/demo 18080:8080 # then: curl http://127.0.0.1:18080/hello
+  {{.Kubectl}} exec demo -- uname -a             # runs on this machine: the pod is simulated
+  {{.Kubectl}} port-forward pod/demo 18080:8080  # then: curl http://127.0.0.1:18080/hello
 {{if .Balancer}}
 Failover: leave these running, in a terminal each,
   while {{.Kubectl}} --kubeconfig {{.Admin}} get nodes; do sleep 0.5; done
   while {{.Kubectl}} --kubeconfig {{.Admin}} get pods -A -w; do echo "the watch has ended, once more"; done
-and in another one let an apiserver fail and come back: the first goes on without an
-error, the second watches on (kubectl get -w leaves that to its user; controllers do it
-by themselves):
+and in another one let apiservers fail and come back, one after the other. The reads go
+on without an error. The watch ends when it was on the one that fails, and the loop
+begins it again, as controllers do by themselves.
   {{.Devcluster}} kill 2         # kill -9; also: stop (SIGTERM), hang and continue
-  {{.Devcluster}} status
+  curl -s '{{.Balancer.AdminURL}}/readyz?verbose'
   {{.Devcluster}} restart 2
-  curl -s {{.Balancer.AdminURL}}/metrics | grep -i backend
+  {{.Devcluster}} status
+  curl -s {{.Balancer.AdminURL}}/metrics | grep -E '^apiserver_lb_(requests|retries)_total'
 {{else}}
 Each apiserver has a kubeconfig of its own: {{.Dir}}/admin-N.kubeconfig.
 Let one fail, and come back:
