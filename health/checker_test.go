@@ -22,6 +22,7 @@ func TestFirstVerdictIsImmediate(t *testing.T) {
 	}{
 		{Pass, "2ms unknown->ready pass"},
 		{Failing, "2ms unknown->draining failing"},
+		{Untrusted, "2ms unknown->dead untrusted"},
 		{refusing, "0s unknown->dead unreachable"},
 		{Timeout, "1.5s unknown->dead timeout"},
 	} {

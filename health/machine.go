@@ -51,8 +51,11 @@ const (
 	// /livez says 200.
 	NotReady
 	// Failing: the backend answers, yet /livez fails too, or it refuses the
-	// balancer's credential, or its certificate is not accepted.
+	// balancer's credential.
 	Failing
+	// Untrusted: one side does not accept the certificate of the other, so that
+	// no new connection can be made; those that stand were verified.
+	Untrusted
 	// Unreachable: no connection, or one that was reset before the answer.
 	Unreachable
 	// Timeout: neither /readyz nor /livez was answered in time.
@@ -84,7 +87,7 @@ const (
 )
 
 var verdictNames = [verdictCount]string{
-	NoVerdict: "none", Pass: "pass", NotReady: "not_ready", Failing: "failing",
+	NoVerdict: "none", Pass: "pass", NotReady: "not_ready", Failing: "failing", Untrusted: "untrusted",
 	Unreachable: "unreachable", Timeout: "timeout", Slow: "slow", Closing: "closing",
 	DialFailed: "dial_failed", ConnLost: "connection_lost", NoAnswer: "no_answer",
 	ShutdownAnnounced: "shutdown_announced", Answered: "answered",
@@ -183,7 +186,7 @@ func (m Machine) count(v Verdict, r Rules, now time.Time) Machine {
 	case Pass:
 		m.passes = min(m.passes+1, r.rise())
 		m.fails, m.cuts, m.struck = 0, 0, false
-	case NotReady, Failing, ShutdownAnnounced:
+	case NotReady, Failing, Untrusted, ShutdownAnnounced:
 		m.passes, m.cuts, m.struck = 0, 0, false
 		m.fails = min(m.fails+1, r.fall())
 	case Closing:
@@ -230,6 +233,13 @@ func (m Machine) decide(v Verdict, r Rules) State {
 		if m.state != Ready || m.fails >= r.fall() {
 			return Draining
 		}
+	case Untrusted:
+		switch {
+		case m.state == Unknown:
+			return Dead // there is no connection yet that would be of use
+		case m.state == Ready && m.fails >= r.fall():
+			return Draining
+		}
 	case Unreachable, Timeout:
 		switch {
 		case m.state == Unknown || m.cuts >= r.fall():
@@ -248,9 +258,9 @@ func (m Machine) Suspicious() bool {
 	case Ready:
 		return m.last != Pass
 	case Draining:
-		return m.last != NotReady && m.last != Failing && m.last != ShutdownAnnounced
+		return m.last != NotReady && m.last != Failing && m.last != Untrusted && m.last != ShutdownAnnounced
 	case Dead:
-		return m.last != Unreachable && m.last != Timeout
+		return m.last != Unreachable && m.last != Timeout && m.last != Untrusted
 	default:
 		return true
 	}

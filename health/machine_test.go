@@ -72,6 +72,10 @@ func TestMachine(t *testing.T) {
 		{"failures of different kinds drain", testRules, "pass=ready unreachable=ready* not_ready=draining unreachable=draining* not_ready=draining"},
 		{"failing then gone", testRules, "pass=ready not_ready=ready* unreachable=draining* unreachable=dead"},
 
+		{"a certificate that is not accepted: what stands goes on", testRules,
+			"pass=ready untrusted=ready* untrusted=draining untrusted=draining pass=draining* pass=ready"},
+		{"nor accepted at the start: there is nothing to protect", testRules, "untrusted=dead untrusted=dead pass=dead* pass=ready"},
+
 		{"a start: refused, not ready, ready", testRules,
 			"unreachable=dead unreachable=dead not_ready=draining not_ready=draining pass=draining* pass=ready"},
 		{"rise is in a row", testRules, "unreachable=dead pass=dead* unreachable=dead pass=dead* pass=ready"},
@@ -202,7 +206,7 @@ func TestMachineModel(t *testing.T) {
 					t.Fatalf("%v made %v ready", v, from.state)
 				}
 			case Dead:
-				if v != Unreachable && v != Timeout {
+				if v != Unreachable && v != Timeout && (v != Untrusted || from.state != Unknown) {
 					t.Fatalf("%v made %v dead", v, from.state)
 				}
 			case Draining:
@@ -210,7 +214,7 @@ func TestMachineModel(t *testing.T) {
 					t.Fatalf("%v made %v draining", v, from.state)
 				}
 			}
-			if from.state == Dead && (v == Unreachable || v == Timeout || v == Closing) {
+			if from.state == Dead && (v == Unreachable || v == Timeout || v == Closing || v == Untrusted) {
 				t.Fatalf("%v brought %v back to %v", v, from.state, m.state)
 			}
 		}
@@ -255,7 +259,7 @@ func TestAnsweringIsNotDead(t *testing.T) {
 		if m.state == Dead || m.state == Unknown {
 			m = m.Step(NotReady, r, time.Unix(15e8, 0))
 		}
-		answers := []Verdict{Pass, NotReady, Failing, Slow, ShutdownAnnounced, Answered}
+		answers := []Verdict{Pass, NotReady, Failing, Untrusted, Slow, ShutdownAnnounced, Answered}
 		others := []Verdict{NoVerdict, NoAnswer, Closing, Unreachable, Timeout}
 		for range rapid.IntRange(1, 50).Draw(t, "rounds") {
 			m = m.Step(rapid.SampledFrom(answers).Draw(t, "answer"), r, time.Unix(2e9, 0))
@@ -298,7 +302,7 @@ func TestNames(t *testing.T) {
 			seen[s] = true
 		}
 	}
-	if got := verdictCount.String(); got != "Verdict(13)" {
+	if got := verdictCount.String(); got != "Verdict(14)" {
 		t.Errorf("verdict out of range is %q", got)
 	}
 	var states []string

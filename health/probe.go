@@ -72,7 +72,7 @@ type Target struct {
 
 // Result is what one probe saw.
 type Result struct {
-	// Verdict is one of Pass, NotReady, Failing, Unreachable, Timeout and
+	// Verdict is one of Pass, NotReady, Failing, Untrusted, Unreachable, Timeout and
 	// ShutdownAnnounced; NoVerdict when the probe was cancelled. A Checker
 	// turns some into Slow and Closing.
 	Verdict Verdict
@@ -300,13 +300,13 @@ func judgeError(err error) (Verdict, error) {
 	)
 	switch {
 	case errors.As(err, &hostname):
-		return Failing, fmt.Errorf("%w: set serverName of the backend to a name in its certificate", err)
+		return Untrusted, fmt.Errorf("%w: set serverName of the backend to a name in its certificate", err)
 	case errors.As(err, &authority):
-		return Failing, fmt.Errorf("%w: set backends.caFile to the CA of its certificate", err)
+		return Untrusted, fmt.Errorf("%w: set backends.caFile to the CA of its certificate", err)
 	case errors.As(err, &verification), errors.As(err, &invalid):
-		return Failing, fmt.Errorf("%w: the backend needs another certificate, or backends.caFile another CA", err)
+		return Untrusted, fmt.Errorf("%w: the backend needs another certificate, or backends.caFile another CA", err)
 	case errors.As(err, &op) && op.Op == "remote error": // how crypto/tls gives the peer's alerts
-		return Failing, fmt.Errorf("%w: the backend refuses the TLS connection; if health.certFile is set, it must be signed by a CA that the backend trusts", err)
+		return Untrusted, fmt.Errorf("%w: the backend refuses the TLS connection; if health.certFile is set, it must be signed by a CA that the backend trusts", err)
 	}
 	return Unreachable, err
 }
@@ -318,7 +318,7 @@ func (a answer) statusError() error {
 	case a.status == http.StatusUnauthorized:
 		return fmt.Errorf("%w: the backend does not accept the probe's credential; set health.tokenFile, or health.certFile and health.keyFile, to one that is valid", err)
 	case a.status == http.StatusForbidden:
-		return fmt.Errorf("%w: the probe's user may not ask; set health.tokenFile, or health.certFile and health.keyFile, to a user with the cluster role system:public-info-viewer", err)
+		return fmt.Errorf("%w: the probe's user may not ask; set health.tokenFile, or health.certFile and health.keyFile, to a user with the cluster role system:public-info-viewer (right after its start, a kube-apiserver says this of everybody)", err)
 	case a.redirects():
 		return fmt.Errorf("%w: kube-apiserver does not redirect; check the backend's address", err)
 	}

@@ -243,7 +243,7 @@ func TestProbeConnection(t *testing.T) {
 			func(_ *apiserver, target *Target) {
 				target.TLS = func() *tls.Config { return &tls.Config{RootCAs: testPKI().others} }
 			},
-			Failing, "set backends.caFile", 0,
+			Untrusted, "set backends.caFile", 0,
 		},
 		{
 			"wrong CA, verified by a callback", nil,
@@ -255,12 +255,12 @@ func TestProbeConnection(t *testing.T) {
 					}}
 				}
 			},
-			Failing, "set backends.caFile", 0,
+			Untrusted, "set backends.caFile", 0,
 		},
 		{
 			"wrong name", nil,
 			func(_ *apiserver, target *Target) { target.Address = "cp-2:6443" },
-			Failing, "set serverName of the backend", 0,
+			Untrusted, "set serverName of the backend", 0,
 		},
 		{
 			"name of one's own", nil,
@@ -281,18 +281,18 @@ func TestProbeConnection(t *testing.T) {
 		},
 		{
 			"expired", &tls.Config{Certificates: []tls.Certificate{testPKI().outdated}}, nil,
-			Failing, "has expired or is not yet valid", 0,
+			Untrusted, "has expired or is not yet valid", 0,
 		},
 		{
 			"client certificate demanded", &tls.Config{Certificates: []tls.Certificate{testPKI().leaf}, ClientAuth: tls.RequireAnyClientCert}, nil,
-			Failing, "health.certFile", 0,
+			Untrusted, "health.certFile", 0,
 		},
 		{
 			"TLS too old", &tls.Config{Certificates: []tls.Certificate{testPKI().leaf}, MaxVersion: tls.VersionTLS12},
 			func(_ *apiserver, target *Target) {
 				target.TLS = func() *tls.Config { return &tls.Config{RootCAs: testPKI().roots, MinVersion: tls.VersionTLS13} }
 			},
-			Failing, "the backend refuses the TLS connection", 0,
+			Untrusted, "the backend refuses the TLS connection", 0,
 		},
 		{
 			"address without a port", nil,

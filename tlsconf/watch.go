@@ -32,7 +32,7 @@ var defaultPace = pace{settle: 100 * time.Millisecond, retry: 250 * time.Millise
 func (s *Store) Run(ctx context.Context) error {
 	w := &watcher{}
 	if notify, err := fsnotify.NewWatcher(); err != nil {
-		s.log.Warn("cannot watch files, they are read every minute instead; raise fs.inotify.max_user_instances", "error", err)
+		s.log.Warn("cannot watch files, they are read every minute instead; raise fs.inotify.max_user_instances", "err", err)
 	} else {
 		defer notify.Close()
 		w.notify, w.events, w.errors = notify, notify.Events, notify.Errors
@@ -46,11 +46,11 @@ func (s *Store) Run(ctx context.Context) error {
 		due = nil
 		// Watch first and read then, so that no change falls in between.
 		if err := w.follow(s.loader.files.paths()); err != nil {
-			s.log.Warn("cannot watch a directory, its files are read every minute instead", "error", err)
+			s.log.Warn("cannot watch a directory, its files are read every minute instead", "err", err)
 		}
 		report, recovered, retry := broken.observe(s.reload(), time.Now(), s.pace.patience)
 		for _, err := range report {
-			s.log.Error("cannot reload, what was loaded before stays in force", "use", err.Use, "file", err.File, "error", err.Err, "cure", err.Cure)
+			s.log.Error("cannot reload, what was loaded before stays in force", "use", err.Use, "file", err.File, "err", err.Err, "cure", err.Cure)
 		}
 		for _, part := range recovered {
 			s.log.Info("file is sound again", "part", part)

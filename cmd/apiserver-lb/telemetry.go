@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -102,8 +103,13 @@ func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) erro
 	if err != nil {
 		return err
 	}
-	expiry, err := m.Int64ObservableGauge("apiserver_lb.certificate.expiry", metric.WithUnit("s"),
+	expiry, err := m.Int64ObservableGauge("apiserver_lb.certificate.expiry.timestamp", metric.WithUnit("s"),
 		metric.WithDescription("When a certificate expires, in seconds since the epoch, by use and file; the earliest in the file."))
+	if err != nil {
+		return err
+	}
+	build, err := m.Int64ObservableGauge("apiserver_lb.build_info",
+		metric.WithDescription("Always 1; the labels tell what is running."))
 	if err != nil {
 		return err
 	}
@@ -119,12 +125,13 @@ func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) erro
 			o.ObserveInt64(load, long, metric.WithAttributes(name, attribute.String("class", "long")))
 			o.ObserveInt64(homed, home, metric.WithAttributes(name))
 		}
+		o.ObserveInt64(build, 1, metric.WithAttributes(attribute.String("version", version), attribute.String("goversion", runtime.Version())))
 		o.ObserveInt64(panicking, bit(set.Panicking()))
 		for file, at := range earliestExpiries(store.Expiries()) {
 			o.ObserveInt64(expiry, at.Unix(), metric.WithAttributes(attribute.String("use", file.Use), attribute.String("file", file.File)))
 		}
 		return nil
-	}, state, load, homed, panicking, expiry)
+	}, state, load, homed, panicking, expiry, build)
 	return err
 }
 
