@@ -58,7 +58,7 @@ type Core struct {
 	// Static after construction.
 	Backends   *backend.Set
 	Verifier   Verifier
-	FrontProxy bool // a front-proxy certificate is configured
+	FrontProxy func(now time.Time) FrontProxy
 	Headers    *IdentityHeaders
 	Trusted    []netip.Prefix // peers whose X-Forwarded-For is kept
 	Policy     Policy
@@ -93,7 +93,7 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 
 	verdict := cl.judge(c.Verifier, h.Chain)
 	var refusal *Refusal
-	if d.Credential, refusal = authenticate(verdict, token != "", c.FrontProxy); refusal != nil {
+	if d.Credential, refusal = authenticate(verdict, token != "", c.FrontProxy(now)); refusal != nil {
 		return nil, refusal
 	}
 	switch d.Credential {
@@ -154,6 +154,9 @@ func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.
 		home := cl.Home.At()
 		var rehome bool
 		chosen, rehome = pick.Affinity(view, c.Backends.Index(home), long, c.Bound, rand.Uint64())
+		if rehome && home != nil && home.Ready() {
+			rehome = false // it failed this one request; the client stays with it
+		}
 		if rehome {
 			// A request beside this one may have moved the client meanwhile: then
 			// both go where that one went, so that a client has one home.

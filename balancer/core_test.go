@@ -115,6 +115,22 @@ func TestPickMovesHome(t *testing.T) {
 	}
 }
 
+// One request that a ready home failed goes elsewhere; the client stays.
+func TestPickKeepsHomeThatFailedOnce(t *testing.T) {
+	f := newFleet(PolicyAffinity, 0, 1, 1, 1)
+	var cl Client
+	home := f.pickName(&cl)
+	if got := f.pickName(&cl, cl.Home.At()); got == home {
+		t.Fatalf("the retry went to %s again", got)
+	}
+	if got := homeName(&cl); got != home {
+		t.Errorf("the client moved to %s, want it to stay at %s", got, home)
+	}
+	if got := f.pickName(&cl); got != home {
+		t.Errorf("the next request went to %s, want %s", got, home)
+	}
+}
+
 func TestPickLeavesTriedOut(t *testing.T) {
 	for _, policy := range []Policy{PolicyAffinity, PolicyLeastRequests, PolicyRoundRobin} {
 		t.Run(string(policy), func(t *testing.T) {

@@ -36,6 +36,18 @@ var credentialNames = [...]string{"anonymous", "unproven_token", "token", "certi
 // String returns the name that metrics use: who vouches for the request.
 func (c Credential) String() string { return credentialNames[c] }
 
+// FrontProxy says whether the identity of a client certificate can be asserted.
+type FrontProxy uint8
+
+const (
+	// FrontProxyNone: no front-proxy certificate is configured.
+	FrontProxyNone FrontProxy = iota
+	// FrontProxyExpired: there is one, and no backend accepts it any more.
+	FrontProxyExpired
+	// FrontProxyValid: there is one.
+	FrontProxyValid
+)
+
 // bearerToken returns the token that kube-apiserver would read from the first
 // Authorization header, empty where it would read none
 // (k8s.io/apiserver/pkg/authentication/request/bearertoken/bearertoken.go).
@@ -93,10 +105,15 @@ func websocketToken(protocols []string) string {
 // certificate that its own CA did not sign, and an error rules out the anonymous
 // (k8s.io/apiserver/pkg/authentication/request/x509/x509.go,
 // Verifier.AuthenticateRequest).
-func authenticate(v *tlsconf.Verdict, token, frontProxy bool) (Credential, *Refusal) {
+func authenticate(v *tlsconf.Verdict, token bool, fp FrontProxy) (Credential, *Refusal) {
 	switch v.Kind {
 	case tlsconf.Valid:
-		if !frontProxy {
+		switch fp {
+		case FrontProxyExpired:
+			return 0, &Refusal{Code: 401, Reason: ReasonNoFrontProxy,
+				Message: fmt.Sprintf("the client certificate of %q cannot be passed on, because the balancer's own front-proxy certificate (frontProxy.certFile in its configuration) has expired; "+
+					"use a bearer token, or a kube-apiserver directly", v.Identity.User)}
+		case FrontProxyNone:
 			return 0, &Refusal{Code: 401, Reason: ReasonNoFrontProxy,
 				Message: fmt.Sprintf("the client certificate of %q cannot be passed on, because this balancer has no front-proxy certificate (frontProxy.certFile and frontProxy.keyFile in its configuration); "+
 					"use a bearer token, or a kube-apiserver directly", v.Identity.User)}

@@ -26,7 +26,7 @@ var anyChain = []*x509.Certificate{{}}
 func decider(v tlsconf.Verdict) *Core {
 	return &Core{
 		Verifier:   verifierFunc(func([]*x509.Certificate) tlsconf.Verdict { return v }),
-		FrontProxy: true,
+		FrontProxy: func(time.Time) FrontProxy { return FrontProxyValid },
 		Headers:    usualHeaders,
 		Tokens:     NewTokens(8, time.Minute),
 		NewAuditID: func() string { return "new-id" },
@@ -57,6 +57,8 @@ func TestDecideCredential(t *testing.T) {
 		revoked  = `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"lb-1: the client certificate is revoked: listed","reason":"Unauthorized","code":401}` + "\n"
 		unable   = `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"lb-1: the client certificate of \"jane\" cannot be passed on, because this balancer has no front-proxy certificate ` +
 			`(frontProxy.certFile and frontProxy.keyFile in its configuration); use a bearer token, or a kube-apiserver directly","reason":"Unauthorized","code":401}` + "\n"
+		lapsed = `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"lb-1: the client certificate of \"jane\" cannot be passed on, because the balancer's own front-proxy certificate ` +
+			`(frontProxy.certFile in its configuration) has expired; use a bearer token, or a kube-apiserver directly","reason":"Unauthorized","code":401}` + "\n"
 	)
 	var (
 		none    = tlsconf.Verdict{} // and no chain
@@ -82,6 +84,7 @@ func TestDecideCredential(t *testing.T) {
 		verdict      tlsconf.Verdict
 		token        token
 		noFrontProxy bool
+		expired      bool // the front-proxy certificate
 
 		want      Credential
 		wantToken string // whose key the decision bears
@@ -115,6 +118,8 @@ func TestDecideCredential(t *testing.T) {
 		{name: "none, none", verdict: none, token: noToken, want: Anonymous, add: plain},
 		{name: "none, basic", verdict: none, token: basic, want: Anonymous, add: plain},
 
+		{name: "front proxy expired: valid, no token", expired: true, verdict: valid, token: noToken, refusal: lapsed},
+		{name: "front proxy expired: none, bearer", expired: true, verdict: none, token: bearer, want: Unproven, wantToken: "t", add: plain},
 		{name: "no front proxy: valid, no token", noFrontProxy: true, verdict: valid, token: noToken, refusal: unable},
 		{name: "no front proxy: valid, bearer is another user", noFrontProxy: true, verdict: valid, token: bearer, refusal: unable},
 		{name: "no front proxy: empty CN, bearer", noFrontProxy: true, verdict: emptyCN, token: bearer, want: Unproven, wantToken: "t", add: plain},
@@ -123,7 +128,12 @@ func TestDecideCredential(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			core := decider(tt.verdict)
-			core.FrontProxy = !tt.noFrontProxy
+			if tt.expired {
+				core.FrontProxy = func(time.Time) FrontProxy { return FrontProxyExpired }
+			}
+			if tt.noFrontProxy {
+				core.FrontProxy = func(time.Time) FrontProxy { return FrontProxyNone }
+			}
 			h := &Head{Method: "GET", Path: "/api/v1/namespaces/n/pods/p/exec", Upgrade: "websocket",
 				Authorization: tt.token.authorization, Subprotocols: tt.token.protocols}
 			if tt.verdict.Kind != tlsconf.NoCertificate {

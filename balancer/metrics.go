@@ -31,7 +31,7 @@ func NewMetrics(m metric.Meter) (*Metrics, error) {
 	var x Metrics
 	var errs [7]error
 	x.requests, errs[0] = m.Int64Counter("apiserver_lb.requests",
-		metric.WithDescription("Requests that have ended, by verb, class, status code, backend, credential and protocol."))
+		metric.WithDescription("Requests that have ended, by verb, class, status code, backend and credential."))
 	x.duration, errs[1] = m.Float64Histogram("apiserver_lb.request.duration", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBounds...),
 		metric.WithDescription("Time from the request head to the end of the answer."))
 	x.inFlight, errs[2] = m.Int64UpDownCounter("apiserver_lb.requests.in_flight",
@@ -59,7 +59,6 @@ type Observation struct {
 	Credential Credential
 	Backend    string // empty: none was reached
 	Code       int    // 0: the client went away before an answer
-	Protocol   int    // 1 or 2
 	Took       time.Duration
 }
 
@@ -79,7 +78,6 @@ func (m *Metrics) Request(o Observation) {
 		attribute.String("code", codeLabel(o.Code)),
 		attribute.String("backend", o.Backend),
 		attribute.String("credential", o.Credential.String()),
-		attribute.String("protocol", "http/"+strconv.Itoa(o.Protocol)),
 	)))
 	m.duration.Record(ctx, o.Took.Seconds(), metric.WithAttributeSet(attribute.NewSet(
 		attribute.String("verb", o.Verb),

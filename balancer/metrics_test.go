@@ -52,30 +52,30 @@ func TestMetrics(t *testing.T) {
 		want   string
 	}{
 		{"a request", func(m *Metrics) {
-			m.Request(Observation{Verb: "list", Class: Short, Credential: Asserted, Backend: "a", Code: 200, Protocol: 2, Took: 250 * time.Millisecond})
-			m.Request(Observation{Verb: "list", Class: Short, Credential: Token, Backend: "a", Code: 403, Protocol: 1, Took: 250 * time.Millisecond})
+			m.Request(Observation{Verb: "list", Class: Short, Credential: Asserted, Backend: "a", Code: 200, Took: 250 * time.Millisecond})
+			m.Request(Observation{Verb: "list", Class: Short, Credential: Token, Backend: "a", Code: 403, Took: 250 * time.Millisecond})
 		}, `apiserver_lb.request.duration{backend=a,class=short,verb=list} 2 0.5s
-apiserver_lb.requests{backend=a,class=short,code=200,credential=certificate,protocol=http/2,verb=list} 1
-apiserver_lb.requests{backend=a,class=short,code=403,credential=token,protocol=http/1,verb=list} 1
+apiserver_lb.requests{backend=a,class=short,code=200,credential=certificate,verb=list} 1
+apiserver_lb.requests{backend=a,class=short,code=403,credential=token,verb=list} 1
 `},
 		{"verbs that nobody knows are one", func(m *Metrics) {
 			for _, verb := range []string{"", "brew", "GET", "propfind", strings.Repeat("x", 1000), "\xff\n\"", "connect"} {
-				m.Request(Observation{Verb: verb, Backend: "a", Code: 405, Protocol: 1})
+				m.Request(Observation{Verb: verb, Backend: "a", Code: 405})
 			}
 		}, `apiserver_lb.request.duration{backend=a,class=short,verb=other} 7 0s
-apiserver_lb.requests{backend=a,class=short,code=405,credential=anonymous,protocol=http/1,verb=other} 7
+apiserver_lb.requests{backend=a,class=short,code=405,credential=anonymous,verb=other} 7
 `},
 		{"codes that a proxied pod makes up are one", func(m *Metrics) {
 			for _, code := range []int{299, 418, 599, 799, -1} {
-				m.Request(Observation{Verb: "get", Backend: "a", Code: code, Protocol: 1})
+				m.Request(Observation{Verb: "get", Backend: "a", Code: code})
 			}
 		}, `apiserver_lb.request.duration{backend=a,class=short,verb=get} 5 0s
-apiserver_lb.requests{backend=a,class=short,code=other,credential=anonymous,protocol=http/1,verb=get} 5
+apiserver_lb.requests{backend=a,class=short,code=other,credential=anonymous,verb=get} 5
 `},
 		{"a client that went away before there was a backend", func(m *Metrics) {
-			m.Request(Observation{Verb: "watch", Class: Long, Credential: Unproven, Protocol: 2})
+			m.Request(Observation{Verb: "watch", Class: Long, Credential: Unproven})
 		}, `apiserver_lb.request.duration{backend=,class=long,verb=watch} 1 0s
-apiserver_lb.requests{backend=,class=long,code=0,credential=unproven_token,protocol=http/2,verb=watch} 1
+apiserver_lb.requests{backend=,class=long,code=0,credential=unproven_token,verb=watch} 1
 `},
 		{"in flight", func(m *Metrics) {
 			m.InFlight(Short, 1)
@@ -139,5 +139,5 @@ func TestMetricsOnNoopMeter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Request(Observation{Verb: "get", Code: 200, Protocol: 2})
+	m.Request(Observation{Verb: "get", Code: 200})
 }

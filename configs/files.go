@@ -17,12 +17,9 @@ import (
 	"time"
 )
 
-// The most that a file may hold, in bytes. A revocation list of a million
-// certificates takes some 40 MB.
-const (
-	maxFileBytes = 16 << 20
-	maxCRLBytes  = 128 << 20
-)
+// maxFileBytes is the most that a file may hold: a revocation list of a million
+// certificates takes some 40 MB. tlsconf, which loads the files, has the same limit.
+const maxFileBytes = 64 << 20
 
 // credentialsPrefix is the one expansion in file paths: what systemd's
 // LoadCredential= hands over lies in a directory that is known only at run
@@ -352,7 +349,7 @@ func inDirectory(path, directory string) bool {
 
 // revocations checks a file of revocation lists: PEM, or a single one in DER.
 func (f *fileCheck) revocations(key, path string) {
-	data := f.read(key, path, maxCRLBytes)
+	data := f.read(key, path, maxFileBytes)
 	if data == nil {
 		return
 	}

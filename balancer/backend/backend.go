@@ -33,6 +33,9 @@ type Backend struct {
 // State returns the state that the health checks last gave it.
 func (b *Backend) State() health.State { return health.State(b.state.Load()) }
 
+// Ready reports whether the backend is ready by its health checks.
+func (b *Backend) Ready() bool { return b.State() == health.Ready }
+
 // SetState notes a change of state at the time given. A backend that becomes
 // ready again after it was out starts slowly; one that becomes ready for the
 // first time does not, since then all of them are new.
