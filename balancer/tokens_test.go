@@ -11,7 +11,7 @@ import (
 
 func TestTokenKeys(t *testing.T) {
 	a, b := NewTokens(8, time.Minute), NewTokens(8, time.Minute)
-	if a.Key("t") != a.Key("t") {
+	if again := a.Key("t"); a.Key("t") != again {
 		t.Error("one token has two keys")
 	}
 	seen := map[TokenKey]string{{}: "no token"}

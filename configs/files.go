@@ -91,7 +91,7 @@ func readFile(path string, limit int64) ([]byte, *badValue) {
 	if err != nil {
 		return nil, fileProblem(err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	switch {
 	case err != nil:

@@ -98,15 +98,16 @@ func (h *heldBody) fill(size int) {
 	h.cond.Broadcast()
 }
 
-// trim gives up what the latest attempt has read and nobody will read again.
-// h.mu is held.
+// trim gives up what nobody will read again. h.mu is held.
 func (h *heldBody) trim() {
-	a := h.latest
-	if a == nil || a.closed || a.at != h.offset+int64(len(h.held)) {
+	a, end := h.latest, h.offset+int64(len(h.held))
+	if a == nil {
 		return
 	}
-	if h.released || h.offset > 0 || len(h.held) > h.limit {
-		h.offset, h.held = a.at, nil
+	done := h.released && a.closed
+	passed := !a.closed && a.at == end && (h.released || h.offset > 0 || len(h.held) > h.limit)
+	if done || passed {
+		h.offset, h.held = end, nil
 	}
 }
 
@@ -160,6 +161,7 @@ func (a *bodyAttempt) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	a.closed = true
+	h.trim()
 	h.cond.Broadcast()
 	return nil
 }

@@ -25,7 +25,7 @@ type drain struct {
 	next     uint64
 	ends     map[uint64]ending
 	draining bool
-	spread   time.Duration // over which watches end
+	until    time.Time // by which watches end
 	tunnels  int
 	idle     chan struct{} // closed when tunnels falls to 0; nil: nobody waits
 }
@@ -70,7 +70,7 @@ func (d *drain) add(k kind, end func()) (forget func()) {
 func (d *drain) begin(spread time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.draining, d.spread = true, spread
+	d.draining, d.until = true, time.Now().Add(spread)
 	for _, e := range d.ends {
 		if e.kind == watch {
 			d.schedule(e.end)
@@ -80,11 +80,12 @@ func (d *drain) begin(spread time.Duration) {
 
 // schedule ends one watch at its time. d.mu is held.
 func (d *drain) schedule(end func()) {
-	if d.spread <= 0 {
+	left := time.Until(d.until)
+	if left <= 0 {
 		go end() // it may want to be forgotten at once
 		return
 	}
-	time.AfterFunc(rand.N(d.spread), end)
+	time.AfterFunc(rand.N(left), end)
 }
 
 // noTunnels returns a channel that is closed as soon as no tunnel is open.
@@ -102,15 +103,17 @@ func (d *drain) noTunnels() <-chan struct{} {
 	return idle
 }
 
-// finish ends all that is left, now.
-func (d *drain) finish() {
+// finish ends all that is left, now, and returns how many tunnels were among it.
+func (d *drain) finish() (tunnels int) {
 	d.mu.Lock()
 	var ends []func()
 	for _, e := range d.ends {
 		ends = append(ends, e.end)
 	}
+	tunnels = d.tunnels
 	d.mu.Unlock()
 	for _, end := range ends {
 		end()
 	}
+	return tunnels
 }

@@ -20,12 +20,11 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/net/http/httpguts"
+	"golang.org/x/time/rate"
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
@@ -50,11 +49,13 @@ type Forwarder struct {
 	drain    drain
 	buffers  sync.Pool
 	proxyLog *log.Logger
+	// refusalLog bounds how many refusals are logged.
+	refusalLog *rate.Limiter
 }
 
 // New returns a Forwarder; it starts nothing.
 func New(o Options) *Forwarder {
-	f := &Forwarder{Options: o}
+	f := &Forwarder{Options: o, refusalLog: rate.NewLimiter(refusalsLogged, refusalsBurst)}
 	f.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
 	f.proxyLog = slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
 	return f
@@ -73,59 +74,21 @@ func clientOf(r *http.Request) *balancer.Client {
 	return r.Context().Value(clientKey{}).(*balancer.Client)
 }
 
-// headOf reads what decisions need.
-func headOf(r *http.Request) balancer.Head {
-	target := targetOf(r)
-	path, query, _ := strings.Cut(target, "?")
-	h := balancer.Head{
-		Method:        r.Method,
-		Path:          path,
-		RawQuery:      query,
-		Authorization: r.Header.Get("Authorization"),
-		Connection:    r.Header["Connection"],
-		Subprotocols:  r.Header["Sec-Websocket-Protocol"],
-		ForwardedFor:  r.Header["X-Forwarded-For"],
-		AuditID:       r.Header.Get("Audit-Id"),
-	}
-	if r.ProtoMajor == 1 && httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") {
-		h.Upgrade = r.Header.Get("Upgrade")
-	}
-	if r.TLS != nil {
-		h.Chain = r.TLS.PeerCertificates
-	}
-	return h
-}
-
-// targetOf returns path and query byte for byte as the client sent them. Only the
-// absolute form loses its scheme and authority, which are in r.Host.
-func targetOf(r *http.Request) string {
-	t := r.RequestURI
-	if strings.HasPrefix(t, "/") || t == "*" {
-		return t
-	}
-	if _, rest, ok := strings.Cut(t, "://"); ok {
-		if i := strings.IndexAny(rest, "/?"); i < 0 {
-			return "/"
-		} else if rest[i] == '?' {
-			return "/" + rest[i:]
-		} else {
-			return rest[i:]
-		}
-	}
-	return "/"
-}
-
 // ServeHTTP answers one request.
 func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{f: f, in: r, client: clientOf(r), started: time.Now(), head: headOf(r)}
-	f.Core.Budget.Deposit()
-	var refusal *balancer.Refusal
-	if x.decision, refusal = f.Core.Decide(&x.head, x.client, x.started); refusal != nil {
+	defer x.reportPanic()
+	refusal := malformed(r)
+	if refusal == nil {
+		x.decision, refusal = f.Core.Decide(&x.head, x.client, x.started)
+	}
+	if refusal != nil {
 		x.decision = &balancer.Decision{Attributes: balancer.Attribute(r.Method, x.head.Path, x.head.RawQuery)}
 		x.refuse(w, refusal)
 		x.observe()
 		return
 	}
+	f.Core.RetryBudget(x.decision.Credential).Deposit()
 	f.Metrics.InFlight(x.decision.Class, 1)
 	defer func() {
 		// Deferred, because an answer that breaks off ends in a panic with
@@ -158,11 +121,18 @@ type exchange struct {
 // serve forwards a request that stays within HTTP.
 func (x *exchange) serve(w http.ResponseWriter) {
 	proxy := httputil.ReverseProxy{
-		Rewrite:      x.rewrite,
-		Transport:    x,
-		ErrorHandler: x.fail,
-		ErrorLog:     x.f.proxyLog,
-		BufferPool:   x.f,
+		Rewrite:        x.rewrite,
+		Transport:      x,
+		ModifyResponse: x.frameAnswer,
+		ErrorHandler:   x.fail,
+		ErrorLog:       x.f.proxyLog,
+		BufferPool:     x.f,
+	}
+	if x.in.ProtoMajor == 1 && x.in.ContentLength != 0 {
+		// Or an answer that comes before the end of the request body would have to
+		// wait for it, for ever if the client waits for the answer. The error would
+		// say that the connection cannot; then it waits.
+		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
 	if x.decision.Class == balancer.Long {
 		proxy.FlushInterval = -1 // each event as it comes, the header at once
@@ -184,10 +154,30 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	// A proxy may discard trailers (RFC 9110, section 6.5.1). kube-apiserver reads
 	// none, and what speaks of identity must not arrive by that way either.
 	out.Trailer = nil
-	setTarget(out, x.head.Path, pr.In)
 	if out.Body != nil {
 		x.body = newHeldBody(out.Body, x.f.MaxHeldBody)
 	}
+}
+
+// frameAnswer makes the answer one that HTTP/1.1 can carry.
+func (x *exchange) frameAnswer(res *http.Response) error {
+	if x.in.ProtoMajor != 1 {
+		return nil
+	}
+	if len(res.Trailer) > 0 {
+		res.Header.Del("Content-Length") // there are trailers in chunks only
+	}
+	if x.unreadBody() {
+		res.Header.Set("Connection", "close")
+	}
+	return nil
+}
+
+// unreadBody reports whether the connection must end with the answer because that
+// comes before the end of the request body: what of it is still on the wire, or
+// was unreadable, must not be taken for the next request of HTTP/1.1.
+func (x *exchange) unreadBody() bool {
+	return x.in.ProtoMajor == 1 && x.body != nil && !x.body.ended()
 }
 
 // edit applies the decided edits to a header.
@@ -202,28 +192,13 @@ func edit(h http.Header, edits *balancer.Edits) {
 	}
 }
 
-// setTarget makes out ask for what in asked for, byte for byte: net/http sends an
-// opaque URL as it stands, where it would encode a path anew. A target that begins
-// with two slashes must be written with an authority before it, which HTTP/2
-// takes off again (net/http/internal/httpcommon, EncodeHeaders).
-func setTarget(out *http.Request, path string, in *http.Request) {
-	target := targetOf(in)
-	if strings.HasPrefix(path, "//") {
-		target = "//" + out.Host + target
-	}
-	u := *out.URL
-	u.Scheme, u.Opaque = "https", target
-	u.Path, u.RawPath, u.RawQuery, u.ForceQuery, u.Fragment = "", "", "", false, ""
-	out.URL = &u
-}
-
 // RoundTrip sends the request to one backend after the other until one answers or
 // it may not be sent again. Its errors are *balancer.Refusal, or that of the
 // client's context.
 func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 	core, ctx := x.f.Core, out.Context()
-	var tried []*backend.Backend
-	losses := 0
+	var tried []*backend.Backend // ruled out for this request
+	losses, refusals := 0, 0
 	for {
 		slot := core.Pick(x.client, x.decision, tried, time.Now())
 		if slot == nil {
@@ -239,13 +214,21 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
+		if final := (*balancer.Refusal)(nil); errors.As(err, &final) {
+			return nil, final
+		}
 		if x.body != nil && x.body.sourceErr() != nil {
-			return nil, &balancer.Refusal{Code: 400, Reason: balancer.ReasonBodyRead, Message: "the request body could not be read to its end", Err: x.body.sourceErr()}
+			return nil, unreadableBody(x.body.sourceErr())
 		}
 
-		tried = append(tried, slot.Backend)
+		event := eventOf(err, slot.Backend)
+		if event.Spares(refusals) {
+			refusals++
+		} else {
+			tried = append(tried, slot.Backend)
+		}
 		a := balancer.Attempt{
-			Event:    eventOf(err, slot.Backend),
+			Event:    event,
 			Method:   x.in.Method,
 			BodyHeld: x.body == nil || x.body.replayable(),
 			DialOnly: x.decision.DialRetryOnly(),
@@ -254,15 +237,18 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 			Err:      err,
 		}
 		x.signal(slot.Backend, a.Event)
-		again, refusal := a.Again(core.Budget)
-		x.f.Log.Debug("attempt failed", "backend", slot.Backend.Name, "event", a.Event.String(), "again", again, "method", a.Method, "path", x.head.Path, "auditID", x.decision.AuditID, "err", err)
+		again, refusal := a.Again(core.RetryBudget(x.decision.Credential))
+		x.f.Log.Debug("attempt failed", "backend", slot.Backend.Name, "event", a.Event.String(), "again", again, "method", shorten(a.Method), "path", shorten(x.head.Path), "auditID", shorten(x.decision.AuditID), "err", err)
+		var sd *shutdownAnswer
 		if !again {
-			var sd *shutdownAnswer
 			if errors.As(err, &sd) {
 				x.code = sd.res.StatusCode
 				return sd.res, nil // its own words, with its own Retry-After
 			}
 			return nil, refusal
+		}
+		if errors.As(err, &sd) {
+			sd.res.Body.Close()
 		}
 		x.f.Metrics.Retried(slot.Backend.Name, a.Event)
 		if a.Event == balancer.Lost || a.Event == balancer.Died {
@@ -272,7 +258,8 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 }
 
 // attempt sends the request to one backend. On success the slot is released at
-// the end of the response body, else by the caller.
+// the end of the response body, else by the caller. An error that is a
+// *balancer.Refusal is for the client: it would come from any backend.
 func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend.Slot) (*http.Response, error) {
 	b := slot.Backend
 	cc, err := x.f.Pools.get(ctx, b, x.decision.Credential)
@@ -281,22 +268,39 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	req := out.WithContext(ctx)
-	u := *out.URL
-	u.Host = b.Address
-	req.URL = &u
+	setTarget(req, targetOf(x.in), b.Address)
+	var sent *bodyAttempt
 	if x.body != nil {
-		req.Body = x.body.attempt()
+		sent = x.body.attempt()
+		req.Body = sent
 	}
 	res, err := cc.RoundTrip(req)
+	switch {
+	case err == nil && res.StatusCode == http.StatusSwitchingProtocols:
+		// ReverseProxy would leave it open.
+		res.Body.Close()
+		err = &balancer.Refusal{Code: 502, Reason: balancer.ReasonUpgradeProtocol, Message: "the kube-apiserver switched to another protocol, which was not asked for"}
+	case err != nil && err.Error() == textHeaderTooLarge:
+		err = &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest, Err: err,
+			Message: "the request header, with what the balancer adds to it, is larger than the kube-apiserver takes"}
+	}
 	if err != nil {
 		cancel()
+		if sent != nil {
+			sent.Close() // before anybody asks whether the body is replayable
+		}
 		return nil, err
 	}
 	now := time.Now()
 	b.Answered(now)
-	if balancer.MaybeShutdown(res.StatusCode, res.Header.Get) {
+	// What exec and proxy reach is not kube-apiserver's own word, and would not be
+	// sent again anyway.
+	if !x.decision.DialRetryOnly() && balancer.MaybeShutdown(res.StatusCode, res.Header.Get) {
 		if shutdown := peekShutdown(res); shutdown {
 			res.Body = &cancelBody{res.Body, cancel}
+			if sent != nil {
+				sent.Close()
+			}
 			return nil, &shutdownAnswer{res}
 		}
 	}
@@ -328,44 +332,6 @@ func (x *exchange) signal(b *backend.Backend, e balancer.Event) {
 	}
 }
 
-// fail is the end of a request that got no answer from a backend.
-func (x *exchange) fail(w http.ResponseWriter, _ *http.Request, err error) {
-	var refusal *balancer.Refusal
-	switch {
-	case errors.As(err, &refusal):
-	case x.in.Context().Err() != nil:
-		x.f.Metrics.Refused(balancer.ReasonClientGone)
-		panic(http.ErrAbortHandler) // there is nobody to answer
-	default:
-		refusal = &balancer.Refusal{Code: 500, Reason: balancer.ReasonInternal, Message: "the request could not be forwarded", Err: err}
-	}
-	x.refuse(w, refusal)
-}
-
-// refuse answers with the refusal's Status.
-func (x *exchange) refuse(w http.ResponseWriter, r *balancer.Refusal) {
-	x.code = r.Code
-	x.f.Metrics.Refused(r.Reason)
-	level := slog.LevelInfo
-	if r.Code >= 500 {
-		level = slog.LevelWarn
-	}
-	x.f.Log.Log(x.in.Context(), level, "request refused", "code", r.Code, "reason", r.Reason, "message", r.Message,
-		"method", x.in.Method, "path", x.head.Path, "peer", x.client.Peer.String(), "auditID", x.decision.AuditID, "err", r.Err)
-	body := r.Status(x.f.Name)
-	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	if x.decision.AuditID != "" {
-		h.Set("Audit-Id", x.decision.AuditID)
-	}
-	if r.RetryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(r.RetryAfter))
-	}
-	w.WriteHeader(r.Code)
-	w.Write(body)
-}
-
 // observe counts the request when it is over.
 func (x *exchange) observe() {
 	name := ""
@@ -378,7 +344,6 @@ func (x *exchange) observe() {
 		Credential: x.decision.Credential,
 		Backend:    name,
 		Code:       x.code,
-		Protocol:   x.in.ProtoMajor,
 		Took:       time.Since(x.started),
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"apiserver-lb/balancer"
@@ -65,20 +66,34 @@ func (p *Pools) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Cred
 	if err != nil {
 		return nil, &dialError{err}
 	}
-	tc := tls.Client(&countedConn{Conn: nc, closed: func() { p.opened(b, c, -1) }}, p.tls.BackendConfig(b.ServerName, c == balancer.Asserted, alpn...))
+	counted := &countedConn{Conn: nc, backend: b, closed: func() { p.opened(b, c, -1) }}
+	tc := tls.Client(counted, p.tls.BackendConfig(b.ServerName, c == balancer.Asserted, alpn...))
 	p.opened(b, c, 1)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		tc.Close()
 		return nil, &dialError{fmt.Errorf("TLS to %s: %w", b.Address, err)}
 	}
+	counted.established.Store(true)
 	return tc, nil
 }
 
-// countedConn tells once when it is closed.
+// countedConn tells once when it is closed, and the backend when something comes
+// from it. What counts is the arrival here: bytes that a slow client takes out of a
+// buffer of ours say nothing of a backend that hangs. A handshake is no answer.
 type countedConn struct {
 	net.Conn
-	once   sync.Once
-	closed func()
+	backend     *backend.Backend
+	established atomic.Bool
+	once        sync.Once
+	closed      func()
+}
+
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.established.Load() {
+		c.backend.Answered(time.Now())
+	}
+	return n, err
 }
 
 func (c *countedConn) Close() error {
@@ -99,6 +114,9 @@ func (p *Pools) get(ctx context.Context, b *backend.Backend, c balancer.Credenti
 	p.mu.Unlock()
 	return pl.get(ctx)
 }
+
+// maxResponseHeader bounds the head of a backend's answer, in bytes.
+const maxResponseHeader = 1 << 20
 
 // pingAfter and pingTimeout bound how long a dead path to a backend goes
 // unnoticed while requests wait on it; a hung backend is noticed sooner, by its
@@ -128,7 +146,7 @@ func (p *Pools) connector(b *backend.Backend, c balancer.Credential) func(contex
 			// backend, apart from this much.
 			MaxReceiveBufferPerStream: 1 << 20,
 		},
-		MaxResponseHeaderBytes: 1 << 20,
+		MaxResponseHeaderBytes: maxResponseHeader,
 	}
 	return func(ctx context.Context) (*http.ClientConn, error) {
 		cc, err := t.NewClientConn(ctx, "https", b.Address)
@@ -224,8 +242,10 @@ type pool struct {
 
 // dialing is a dial that several requests may wait for.
 type dialing struct {
-	done chan struct{} // closed by the dialling goroutine, after err is set
-	err  error
+	cancel context.CancelFunc
+	done   chan struct{} // closed by the dialling goroutine, after err is set
+	err    error
+	stale  bool // guarded by pool.mu: what is dialled is out of use already
 }
 
 // get reserves a place for one request on a connection, and opens another one
@@ -240,10 +260,11 @@ func (p *pool) get(ctx context.Context) (*http.ClientConn, error) {
 		}
 		d := p.dialing
 		if d == nil {
-			d = &dialing{done: make(chan struct{})}
-			p.dialing = d
 			// The dial outlives a client that goes away: others wait for it too.
-			go p.open(context.WithoutCancel(ctx), d)
+			dialCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+			d = &dialing{cancel: cancel, done: make(chan struct{})}
+			p.dialing = d
+			go p.open(dialCtx, d)
 		}
 		p.mu.Unlock()
 		select {
@@ -259,13 +280,18 @@ func (p *pool) get(ctx context.Context) (*http.ClientConn, error) {
 
 // open dials for all who wait.
 func (p *pool) open(ctx context.Context, d *dialing) {
+	defer d.cancel()
 	c, err := p.connect(ctx)
 	p.mu.Lock()
-	if err == nil {
+	stale := d.stale
+	if err == nil && !stale {
 		p.conns = append(p.conns, c)
 	}
 	d.err, p.dialing = err, nil
 	p.mu.Unlock()
+	if err == nil && stale {
+		c.Close() // those who wait dial anew
+	}
 	close(d.done)
 }
 
@@ -304,6 +330,9 @@ func (p *pool) retire() {
 	}
 	p.retired = append(p.retired, p.conns...)
 	p.conns = nil
+	if p.dialing != nil {
+		p.dialing.stale = true // its handshake may be over
+	}
 	p.sweepRetired()
 }
 
@@ -321,11 +350,16 @@ func (p *pool) sweepRetired() {
 	p.retired = kept
 }
 
-// cut closes all connections. p.mu is not held.
+// cut closes all connections, and ends the dial under way, so that those who wait
+// for it go elsewhere. p.mu is not held.
 func (p *pool) cut() {
 	p.mu.Lock()
 	all := append(p.conns, p.retired...)
 	p.conns, p.retired = nil, nil
+	if p.dialing != nil {
+		p.dialing.stale = true
+		p.dialing.cancel()
+	}
 	p.mu.Unlock()
 	for _, c := range all {
 		c.Close()

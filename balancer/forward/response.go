@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -15,18 +15,40 @@ import (
 )
 
 // Errors of net/http's HTTP/2 client that say that a request was not processed.
-// They are not exported; TestEvents holds these texts to what the client says
-// when a server sends GOAWAY.
+// They are not exported; the tests hold these texts to what the client says.
 const (
-	textGoAway   = "http2: Transport received Server's graceful shutdown GOAWAY"
-	textUnusable = "http2: client conn not usable"
+	// GOAWAY with a lower last-stream-id; with the second one, of a connection on
+	// its first stream, an error code follows.
+	textGoAway      = "http2: Transport received Server's graceful shutdown GOAWAY"
+	textGoAwayError = "http2: Transport received GOAWAY from server ErrCode:"
+	// The connection ended between the choice of it and the sending on it.
+	textUnusable       = "http2: client conn not usable"
+	textNotEstablished = "http2: client conn could not be established"
 )
+
+// textHeaderTooLarge is net/http's error for a request header that goes beyond
+// SETTINGS_MAX_HEADER_LIST_SIZE of the backend; nothing of it has been sent.
+const textHeaderTooLarge = "http2: request header list larger than peer's advertised limit"
+
+// notProcessed reports whether the error says that the backend has not acted on
+// the request.
+func notProcessed(err error) bool {
+	var stream http2.StreamError
+	if errors.As(err, &stream) {
+		return stream.Code == http2.ErrCodeRefusedStream
+	}
+	switch text := err.Error(); text {
+	case textGoAway, textUnusable, textNotEstablished:
+		return true
+	default:
+		return strings.HasPrefix(text, textGoAwayError)
+	}
+}
 
 // eventOf says what an attempt's error means for whether to send it again.
 func eventOf(err error, b *backend.Backend) balancer.Event {
 	var (
 		dial     *dialError
-		stream   http2.StreamError
 		shutdown *shutdownAnswer
 	)
 	switch {
@@ -34,8 +56,7 @@ func eventOf(err error, b *backend.Backend) balancer.Event {
 		return balancer.DialFailed
 	case errors.As(err, &shutdown):
 		return balancer.ShuttingDown
-	case errors.As(err, &stream) && stream.Code == http2.ErrCodeRefusedStream,
-		err.Error() == textGoAway, err.Error() == textUnusable:
+	case notProcessed(err):
 		return balancer.Refused
 	case b.State() == health.Dead:
 		return balancer.Died
@@ -62,9 +83,6 @@ type responseBody struct {
 // LIST and the events in between.
 func (b *responseBody) Read(p []byte) (int, error) {
 	n, err := b.src.Read(p)
-	if n > 0 {
-		b.slot.Backend.Answered(time.Now())
-	}
 	if err != nil && err != io.EOF && b.resumable && b.client.Err() == nil {
 		err = io.EOF
 	}

@@ -106,7 +106,7 @@ func (s *Server) Shutdown(ctx context.Context, grace time.Duration) (cut int) {
 	if err != nil {
 		s.http.Close()
 	}
-	s.f.drain.finish()
+	cut += s.f.drain.finish()
 	<-s.f.drain.noTunnels()
 	return cut
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -37,23 +38,32 @@ func (x *exchange) upgrade(w http.ResponseWriter) {
 	}
 	defer slot.Release()
 	defer conn.Close()
-	defer x.f.Pools.hold(slot.Backend, conn)()
-	x.backend = slot.Backend
+	// The connection beneath TLS, for Cut must not wait for a backend that hangs to
+	// take an alert, nor let one that does not answer it.
+	defer x.f.Pools.hold(slot.Backend, conn.NetConn())()
 
-	from := bufio.NewReader(conn)
-	res, err := x.askUpgrade(ctx, conn, from)
+	// What waits on the backend ends when the client goes away. A tunnel sees
+	// that for itself, and net/http no more.
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+
+	limited := &io.LimitedReader{R: conn}
+	from := bufio.NewReader(limited)
+	res, err := x.askUpgrade(ctx, slot.Backend, conn, limited, from)
 	if err != nil {
 		if ctx.Err() != nil {
-			x.f.Metrics.Refused(balancer.ReasonClientGone)
-			panic(http.ErrAbortHandler)
+			x.clientGone()
+		}
+		if x.body != nil && x.body.sourceErr() != nil {
+			x.refuse(w, unreadableBody(x.body.sourceErr()))
+			return
 		}
 		a := balancer.Attempt{Event: eventOf(err, slot.Backend), Method: x.in.Method, DialOnly: true, Err: err}
 		x.signal(slot.Backend, a.Event)
-		_, refusal := a.Again(x.f.Core.Budget)
+		_, refusal := a.Again(x.f.Core.RetryBudget(x.decision.Credential))
 		x.refuse(w, refusal)
 		return
 	}
-	slot.Backend.Answered(time.Now())
 	x.f.Core.Concluded(x.decision, res.StatusCode, time.Now())
 	x.code = res.StatusCode
 	if res.StatusCode != http.StatusSwitchingProtocols {
@@ -65,6 +75,7 @@ func (x *exchange) upgrade(w http.ResponseWriter) {
 			Message: fmt.Sprintf("the kube-apiserver switched to the protocol %q, which was not asked for", res.Header.Get("Upgrade"))})
 		return
 	}
+	stop()
 	x.tunnel(w, res, conn, from)
 }
 
@@ -78,16 +89,20 @@ func (x *exchange) dialUpgrade(ctx context.Context) (*tls.Conn, *backend.Slot, *
 		if slot == nil {
 			return nil, nil, balancer.NoBackend()
 		}
+		x.backend = slot.Backend
 		conn, err := x.f.Pools.dialTLS(ctx, slot.Backend, x.decision.Credential, "http/1.1")
 		if err == nil {
 			return conn, slot, nil
 		}
 		slot.Release()
+		if ctx.Err() != nil {
+			x.clientGone()
+		}
 		tried = append(tried, slot.Backend)
 		x.signal(slot.Backend, balancer.DialFailed)
 		a := balancer.Attempt{Event: balancer.DialFailed, Method: x.in.Method, BodyHeld: true, DialOnly: true,
 			Left: core.Left(tried, time.Now()), Err: err}
-		again, refusal := a.Again(core.Budget)
+		again, refusal := a.Again(core.RetryBudget(x.decision.Credential))
 		if !again {
 			return nil, nil, refusal
 		}
@@ -95,12 +110,9 @@ func (x *exchange) dialUpgrade(ctx context.Context) (*tls.Conn, *backend.Slot, *
 	}
 }
 
-// askUpgrade sends the request and reads the head of the answer.
-func (x *exchange) askUpgrade(ctx context.Context, conn *tls.Conn, from *bufio.Reader) (*http.Response, error) {
-	// What waits on the backend ends when the client goes away.
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-
+// askUpgrade sends the request and reads the head of the answer from the reader
+// given, which reads limited, which reads conn.
+func (x *exchange) askUpgrade(ctx context.Context, b *backend.Backend, conn *tls.Conn, limited *io.LimitedReader, from *bufio.Reader) (*http.Response, error) {
 	out := x.in.Clone(ctx)
 	stripHopByHop(out.Header)
 	edit(out.Header, &x.decision.Edits)
@@ -112,25 +124,30 @@ func (x *exchange) askUpgrade(ctx context.Context, conn *tls.Conn, from *bufio.R
 	out.Trailer, out.Close = nil, false
 	if out.ContentLength == 0 {
 		out.Body = nil
+	} else {
+		x.body = newHeldBody(x.in.Body, 0) // it is sent once; what matters is whose fault an error is
+		x.body.release()
+		out.Body = x.body.attempt()
 	}
-	setTarget(out, x.head.Path, x.in)
-	out.URL.Host = out.Host
+	setTarget(out, targetOf(x.in), b.Address)
 
-	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return nil, err
-	}
 	if err := out.Write(conn); err != nil {
 		return nil, err
 	}
+	if err := conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return nil, err
+	}
 	for {
+		limited.N = maxResponseHeader
 		res, err := http.ReadResponse(from, out)
 		if err != nil {
 			return nil, err
 		}
+		limited.N = math.MaxInt64
 		if res.StatusCode < 200 && res.StatusCode != http.StatusSwitchingProtocols {
 			continue // 100 Continue and its like end with the head
 		}
-		return res, conn.SetDeadline(time.Time{})
+		return res, conn.SetReadDeadline(time.Time{})
 	}
 }
 
@@ -163,9 +180,11 @@ func (x *exchange) relayRefusedUpgrade(w http.ResponseWriter, res *http.Response
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				panic(http.ErrAbortHandler)
 			}
-			flush()
+			if flush() != nil {
+				panic(http.ErrAbortHandler)
+			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return
 		}
 		if err != nil {
@@ -203,14 +222,24 @@ func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.C
 	}
 	defer client.Close()
 	// The server may have set deadlines for the request head.
-	client.SetDeadline(time.Time{})
-	fmt.Fprintf(buffered, "HTTP/1.1 %s\r\n", "101 Switching Protocols")
-	res.Header.Write(buffered)
-	io.WriteString(buffered, "\r\n")
-	if err := buffered.Flush(); err != nil {
+	if client.SetDeadline(time.Time{}) != nil || writeSwitching(buffered.Writer, res.Header) != nil {
 		return
 	}
 	join(half{client, buffered.Reader}, half{conn, from}, x.f)
+}
+
+// writeSwitching writes the head of the answer with which the tunnel begins.
+func writeSwitching(w *bufio.Writer, h http.Header) error {
+	if _, err := w.WriteString("HTTP/1.1 101 Switching Protocols\r\n"); err != nil {
+		return err
+	}
+	if err := h.Write(w); err != nil {
+		return err
+	}
+	if _, err := w.WriteString("\r\n"); err != nil {
+		return err
+	}
+	return w.Flush()
 }
 
 // half is one end of a tunnel: a connection, and the reader that may have taken

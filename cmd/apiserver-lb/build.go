@@ -89,7 +89,7 @@ func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balance
 	return &balancer.Core{
 		Backends:   set,
 		Verifier:   store,
-		FrontProxy: store.FrontProxyConfigured(),
+		FrontProxy: func(now time.Time) balancer.FrontProxy { return frontProxy(store, now) },
 		Headers:    identityHeaders(c),
 		Trusted:    c.TrustedProxies,
 		Policy:     balancer.Policy(c.Backends.Policy),
@@ -99,6 +99,17 @@ func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balance
 		Tokens:     balancer.NewTokens(65536, 5*time.Minute),
 		NewAuditID: uuid.NewString,
 	}
+}
+
+// frontProxy says whether the front-proxy certificate is good for anything at the time.
+func frontProxy(store *tlsconf.Store, now time.Time) balancer.FrontProxy {
+	switch {
+	case !store.FrontProxyConfigured():
+		return balancer.FrontProxyNone
+	case now.After(store.FrontProxyNotAfter()):
+		return balancer.FrontProxyExpired
+	}
+	return balancer.FrontProxyValid
 }
 
 func identityHeaders(c *configs.Config) *balancer.IdentityHeaders {
@@ -116,12 +127,24 @@ func newProber(c *configs.Config, store *tlsconf.Store, b *backend.Backend, dial
 		t.Header = func() (http.Header, error) { return tokenHeader(c.Health.TokenFile) }
 	case c.Health.CertFile != "":
 	case store.FrontProxyConfigured():
-		t.TLS = func() *tls.Config { return store.BackendConfig(b.ServerName, true) }
+		// An expired certificate of ours says nothing of the backend: then as anonymous.
+		valid := func() bool { return frontProxy(store, time.Now()) == balancer.FrontProxyValid }
+		t.TLS = func() *tls.Config {
+			if !valid() {
+				return store.ProbeConfig(b.ServerName)
+			}
+			return store.BackendConfig(b.ServerName, true)
+		}
 		asserted := http.Header{}
 		for _, f := range identityHeaders(c).Assert(&tlsconf.Identity{User: c.Health.User}) {
 			asserted.Add(f.Name, f.Value)
 		}
-		t.Header = func() (http.Header, error) { return asserted, nil }
+		t.Header = func() (http.Header, error) {
+			if !valid() {
+				return nil, nil
+			}
+			return asserted, nil
+		}
 	}
 	return health.NewProber(t)
 }
@@ -154,6 +177,22 @@ func warnAtStart(c *configs.Config, store *tlsconf.Store, log *slog.Logger) {
 	}
 	if store.FrontProxySharesClientCA() {
 		log.Warn("the front-proxy certificate verifies against tls.clientCAFile, allowed by frontProxy.allowSharedCA: a request that reached a backend without identity headers would act as the front proxy")
+	}
+}
+
+// expiresSoon is how long before its end a certificate is worth a warning.
+const expiresSoon = 14 * 24 * time.Hour
+
+// warnExpiries names the certificates, CAs and CRLs that have expired or will soon.
+func warnExpiries(all []tlsconf.Expiry, now time.Time, log *slog.Logger) {
+	for _, e := range all {
+		attrs := []any{"use", e.Use, "file", e.File, "subject", e.Subject, "notAfter", e.NotAfter}
+		switch left := e.NotAfter.Sub(now); {
+		case left <= 0:
+			log.Error("expired: renew it", attrs...)
+		case left < expiresSoon:
+			log.Warn("expires soon: renew it", append(attrs, "left", left.Round(time.Minute))...)
+		}
 	}
 }
 

@@ -68,8 +68,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cmd.Help()
-			return &usageError{errors.New("a command is needed")}
+			return errors.Join(&usageError{errors.New("a command is needed")}, cmd.Help())
 		},
 	}
 	root.SetFlagErrorFunc(wrongUsage)

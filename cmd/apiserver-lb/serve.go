@@ -35,9 +35,8 @@ func newServe() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Before the first load: a signal that comes early must not kill.
-			signals := make(chan os.Signal, 4)
-			signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-			defer signal.Stop(signals)
+			signals := newSignals()
+			defer signals.stop()
 			c, err := flags.load(cmd)
 			if err != nil {
 				return err
@@ -47,6 +46,26 @@ func newServe() *cobra.Command {
 	}
 	flags.register(cmd)
 	return cmd
+}
+
+// signals are those that serve acts on. os/signal drops what a full channel cannot
+// take, so each kind has a channel of its own: any number of SIGHUPs is one, and
+// cannot crowd out a SIGTERM.
+type signals struct {
+	end    chan os.Signal // SIGTERM, SIGINT: the first drains, the second ends
+	reload chan os.Signal // SIGHUP
+}
+
+func newSignals() *signals {
+	s := &signals{end: make(chan os.Signal, 2), reload: make(chan os.Signal, 1)}
+	signal.Notify(s.end, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(s.reload, syscall.SIGHUP)
+	return s
+}
+
+func (s *signals) stop() {
+	signal.Stop(s.end)
+	signal.Stop(s.reload)
 }
 
 // process is all that runs.
@@ -64,13 +83,16 @@ type process struct {
 	checkers  []*health.Checker
 	probers   []*health.Prober
 
+	filesMu           sync.Mutex
+	backendGeneration uint64 // guarded by filesMu: that connections are made with
+
 	panicMu   sync.Mutex
 	panicking bool // guarded by panicMu: what was said last
 }
 
 // serve is the composition root: it builds everything, then starts every
 // goroutine, and returns when all of them have ended.
-func serve(ctx context.Context, c *configs.Config, signals <-chan os.Signal, log *slog.Logger) error {
+func serve(ctx context.Context, c *configs.Config, signals *signals, log *slog.Logger) error {
 	if ctx == nil {
 		ctx = context.Background()
 	}
@@ -123,12 +145,8 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		func(b *backend.Backend, cr balancer.Credential, delta int64) {
 			metrics.BackendConnections(b.Name, cr, delta)
 		})
-	p.store.Subscribe(func() {
-		p.pools.Retire()
-		for _, pr := range p.probers {
-			pr.Redial()
-		}
-	})
+	p.store.Subscribe(p.filesChanged)
+	p.backendGeneration = p.store.BackendGeneration()
 
 	checkers := map[*backend.Backend]*health.Checker{}
 	for _, b := range p.set.All() {
@@ -189,6 +207,23 @@ func (p *process) stateChanged(b *backend.Backend, ch health.Change) {
 	p.tellPanic()
 }
 
+// filesChanged makes connections to backends anew when what they were made with
+// has changed: the front-proxy certificate, that of the probes, or the backends' CA.
+// Client CAs and CRLs are asked for every request in any case.
+func (p *process) filesChanged() {
+	p.filesMu.Lock()
+	defer p.filesMu.Unlock()
+	now := p.store.BackendGeneration()
+	if now == p.backendGeneration {
+		return
+	}
+	p.backendGeneration = now
+	p.pools.Retire()
+	for _, pr := range p.probers {
+		pr.Redial()
+	}
+}
+
 // tellPanic logs that panic mode has begun or ended. Before the first round of
 // probes is over, backends that nobody has asked yet are no reason for alarm.
 func (p *process) tellPanic() {
@@ -210,12 +245,13 @@ func (p *process) tellPanic() {
 }
 
 // run starts every goroutine and waits for their end.
-func (p *process) run(ctx context.Context, clients, operators net.Listener, signals <-chan os.Signal) error {
+func (p *process) run(ctx context.Context, clients, operators net.Listener, signals *signals) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 
 	g.Go(func() error { return p.store.Run(ctx) })
+	g.Go(func() error { return p.watchExpiries(ctx) })
 	for _, c := range p.checkers {
 		g.Go(func() error { return c.Run(ctx) })
 	}
@@ -254,6 +290,23 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	return errors.Join(err, p.telemetry.shutdown(ctx))
 }
 
+// expiriesEvery is how often certificates that are about to expire are named.
+const expiriesEvery = 6 * time.Hour
+
+// watchExpiries logs certificates that are about to expire, now and from time to time.
+func (p *process) watchExpiries(ctx context.Context) error {
+	tick := time.NewTicker(expiriesEvery)
+	defer tick.Stop()
+	for {
+		warnExpiries(p.store.Expiries(), time.Now(), p.log)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
 // awaitProbes waits for the first verdict on every backend.
 func (p *process) awaitProbes(ctx context.Context) bool {
 	for _, c := range p.checkers {
@@ -267,19 +320,18 @@ func (p *process) awaitProbes(ctx context.Context) bool {
 }
 
 // control acts on signals until the process is to end, and then ends it.
-func (p *process) control(ctx context.Context, signals <-chan os.Signal) error {
+func (p *process) control(ctx context.Context, signals *signals) error {
 	for {
 		select {
 		case <-ctx.Done():
 			// Something has failed: what can still finish may.
 			p.shutdown(signals)
 			return nil
-		case s := <-signals:
-			if s != syscall.SIGHUP {
-				p.log.Info("draining", "signal", s.String(), "delay", p.config.Shutdown.Delay, "gracePeriod", p.config.Shutdown.GracePeriod)
-				p.shutdown(signals)
-				return nil
-			}
+		case s := <-signals.end:
+			p.log.Info("draining", "signal", s.String(), "delay", p.config.Shutdown.Delay, "gracePeriod", p.config.Shutdown.GracePeriod)
+			p.shutdown(signals)
+			return nil
+		case <-signals.reload:
 			p.reload()
 		}
 	}
@@ -298,24 +350,17 @@ func (p *process) reload() {
 
 // shutdown drains, and cuts what is left at the end of the grace period or when a
 // second signal comes.
-func (p *process) shutdown(signals <-chan os.Signal) {
+func (p *process) shutdown(signals *signals) {
 	p.ready.stopping.Store(true)
 	p.notify(daemon.SdNotifyStopping)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
-		for {
-			select {
-			case s := <-signals:
-				if s == syscall.SIGHUP {
-					continue
-				}
-				p.log.Warn("second signal, not waiting any longer", "signal", s.String())
-				cancel()
-				return
-			case <-ctx.Done():
-				return
-			}
+		select {
+		case s := <-signals.end:
+			p.log.Warn("second signal, not waiting any longer", "signal", s.String())
+			cancel()
+		case <-ctx.Done():
 		}
 	}()
 	if d := p.config.Shutdown.Delay; d > 0 {

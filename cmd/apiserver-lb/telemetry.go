@@ -19,6 +19,9 @@ import (
 	"apiserver-lb/tlsconf"
 )
 
+// maxSeries bounds the series of one instrument.
+const maxSeries = 20000
+
 // telemetry is the process's metrics: OpenTelemetry instruments, read by
 // Prometheus.
 type telemetry struct {
@@ -42,7 +45,11 @@ func newTelemetry() (*telemetry, error) {
 	if err != nil {
 		return nil, err
 	}
-	provider := sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter))
+	// No attribute takes a value of a client's choosing (balancer.Metrics), so that
+	// series are bounded by verbs, codes, backends and credentials. The SDK's own
+	// limit of 2,000 could be met by traffic that is merely varied, and would then
+	// hide what is new.
+	provider := sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter), sdkmetric.WithCardinalityLimit(maxSeries))
 	return &telemetry{
 		provider: provider,
 		meter:    provider.Meter("apiserver-lb"),
@@ -88,6 +95,11 @@ func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) erro
 	if err != nil {
 		return err
 	}
+	info, err := m.Int64ObservableGauge("apiserver_lb.backend.info",
+		metric.WithDescription("Always 1; the labels tell what is configured of a backend."))
+	if err != nil {
+		return err
+	}
 	load, err := m.Int64ObservableGauge("apiserver_lb.backend.in_flight",
 		metric.WithDescription("Requests in flight, by backend and class (short, long)."))
 	if err != nil {
@@ -115,6 +127,8 @@ func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) erro
 	}
 	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		for _, b := range set.All() {
+			o.ObserveInt64(info, 1, metric.WithAttributes(attribute.String("backend", b.Name), attribute.String("address", b.Address),
+				attribute.String("zone", b.Zone), attribute.Int("weight", b.Weight)))
 			name := attribute.String("backend", b.Name)
 			current := b.State()
 			for _, s := range health.States() {
@@ -131,7 +145,7 @@ func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) erro
 			o.ObserveInt64(expiry, at.Unix(), metric.WithAttributes(attribute.String("use", file.Use), attribute.String("file", file.File)))
 		}
 		return nil
-	}, state, load, homed, panicking, expiry, build)
+	}, info, state, load, homed, panicking, expiry, build)
 	return err
 }
 

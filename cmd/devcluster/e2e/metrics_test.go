@@ -92,7 +92,7 @@ func (all samples) value(name string, labels ...string) float64 {
 
 // documented are the metrics of the README's table, with their labels.
 var documented = map[string][]string{
-	"apiserver_lb_requests_total":                       {"backend", "class", "code", "credential", "protocol", "verb"},
+	"apiserver_lb_requests_total":                       {"backend", "class", "code", "credential", "verb"},
 	"apiserver_lb_request_duration_seconds":             {"backend", "class", "verb"},
 	"apiserver_lb_requests_in_flight":                   {"class"},
 	"apiserver_lb_retries_total":                        {"backend", "reason"},
@@ -106,6 +106,7 @@ var documented = map[string][]string{
 	"apiserver_lb_probes_total":                         {"backend", "verdict"},
 	"apiserver_lb_probe_duration_seconds":               {"backend"},
 	"apiserver_lb_certificate_expiry_timestamp_seconds": {"file", "use"},
+	"apiserver_lb_backend_info":                         {"address", "backend", "weight", "zone"},
 	"apiserver_lb_build_info":                           {"goversion", "version"},
 }
 
@@ -178,8 +179,7 @@ func TestMetrics(t *testing.T) {
 		labels []string
 		want   float64
 	}{
-		{"apiserver_lb_requests_total", []string{"verb", "list", "code", "200", "credential", "certificate", "protocol", "http/1"}, 3},
-		{"apiserver_lb_requests_total", []string{"verb", "list", "code", "200", "credential", "certificate", "protocol", "http/2"}, 3},
+		{"apiserver_lb_requests_total", []string{"verb", "list", "code", "200", "credential", "certificate"}, 6},
 		{"apiserver_lb_requests_total", []string{"verb", "get", "code", "403", "credential", "certificate"}, 2},
 		{"apiserver_lb_requests_total", []string{"verb", "get", "code", "200", "credential", "anonymous"}, 2},
 		{"apiserver_lb_requests_total", []string{"verb", "list", "code", "200", "class", "short"}, 6},
@@ -187,7 +187,7 @@ func TestMetrics(t *testing.T) {
 		{"apiserver_lb_requests_total", []string{"verb", "get", "code", "200", "credential", "token"}, 1},
 		{"apiserver_lb_requests_total", []string{"verb", "other"}, 2},
 		{"apiserver_lb_requests_total", []string{"code", "401", "backend", ""}, 2},
-		{"apiserver_lb_requests_total", []string{"class", "upgrade", "code", "101", "protocol", "http/1"}, 1},
+		{"apiserver_lb_requests_total", []string{"class", "upgrade", "code", "101"}, 1},
 		{"apiserver_lb_request_duration_seconds_count", []string{"verb", "list", "class", "short"}, 8}, // those refused too
 		{"apiserver_lb_requests_in_flight", []string{"class", "long"}, 1},
 		{"apiserver_lb_requests_in_flight", []string{"class", "short"}, 0},

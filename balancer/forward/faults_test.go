@@ -1,0 +1,83 @@
+package forward
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What a slow client takes out of a buffer of ours is no sign of life of a backend
+// that hangs: with it, probes that time out would be forgiven for as long as the
+// client reads.
+func TestSlowReaderHidesNoHang(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		w.prefer(0)
+		const size = 14 * 64 << 10 // less than a stream's window: all of it arrives
+		w.apis[0].on(func(rw http.ResponseWriter, _ *http.Request) {
+			for range 14 {
+				if _, err := rw.Write(make([]byte, 64<<10)); err != nil {
+					w.Errorf("the answer does not fit: %v", err)
+				}
+			}
+			if err := http.NewResponseController(rw).Flush(); err != nil {
+				w.Error(err)
+			}
+			<-w.apis[0].stopped
+		})
+		r := w.raw(nil)
+		r.say("GET /api/v1/secrets HTTP/1.1", "Host: x", "")
+		time.Sleep(time.Second)
+		arrived := w.apis[0].b.LastAnswer()
+		if arrived.IsZero() {
+			w.Fatal("the backend's answer does not count")
+		}
+		buf := make([]byte, size/40)
+		for range 20 {
+			if _, err := io.ReadFull(r.from, buf); err != nil {
+				w.Fatal(err)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		if now := w.apis[0].b.LastAnswer(); !now.Equal(arrived) {
+			w.Errorf("the backend has sent nothing for %v, and is taken to have answered %v ago", time.Since(arrived), time.Since(now))
+		}
+		r.Close()
+	})
+}
+
+// A body that breaks off is the client's fault, and no evidence against a backend.
+func TestUpgradeWithBrokenBody(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		r := w.raw(nil)
+		r.say("POST /api/v1/namespaces/x/pods/y/exec HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: SPDY/3.1",
+			"Transfer-Encoding: chunked", "", "2", "{}", "zz", "")
+		if got := r.rest(); !strings.HasPrefix(got, "HTTP/1.1 400 Bad Request\r\n") || !strings.Contains(got, "the request body could not be read to its end") {
+			w.Errorf("answer %q", got)
+		}
+		if heard := w.verdicts(); len(heard) != 0 {
+			w.Errorf("the health checks were told %q", heard)
+		}
+	})
+}
+
+// A panic of ours ends one request, and is told in the log.
+func TestPanicIsLogged(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		w.core.NewAuditID = func() string { panic("boom") }
+		for _, major := range []int{1, 2} {
+			c := w.client(major, nil)
+			if res, err := c.send(c.request("GET", "/api", nil)); err == nil {
+				res.Body.Close()
+				w.Errorf("HTTP/%d: answered %d", major, res.StatusCode)
+			}
+		}
+		if got := strings.Count(w.log.String(), `level=ERROR msg="panic while forwarding a request" panic=boom`); got != 2 {
+			w.Errorf("%d lines in the log, want 2:\n%s", got, w.log.String())
+		}
+		if got := w.metric("apiserver_lb.refusals")["reason=internal"]; got != 2 {
+			w.Errorf("%d counted, want 2", got)
+		}
+	})
+}

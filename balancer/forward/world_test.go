@@ -1,0 +1,651 @@
+package forward
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	"go.uber.org/goleak"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/pick"
+	"apiserver-lb/health"
+	"apiserver-lb/tlsconf"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds waiting, in the time of a bubble: what takes longer hangs.
+const patience = 10 * time.Minute
+
+const (
+	frontAddress = "192.0.2.1:6443"
+	clientIP     = "198.51.100.7"
+)
+
+// setup is what a world may have otherwise than usual.
+type setup struct {
+	backends   int    // 0: two
+	h1         bool   // backends speak HTTP/1.1 only
+	maxStreams int    // of a backend's HTTP/2 connection; 0: 250, as kube-apiserver
+	maxHeld    int    // 0: 3 MiB
+	share      string // "none": no retry budget
+	policy     balancer.Policy
+	trusted    []netip.Prefix
+	raw        func(*world, *tls.Conn) // serves connections of the first backend instead of net/http, a goroutine for each
+	rawALPN    []string                // of raw; none: h2
+}
+
+// world is a balancer between clients and fake kube-apiservers, in memory.
+type world struct {
+	*testing.T
+	net     *network
+	pki     *pki
+	dir     string
+	store   *tlsconf.Store
+	apis    []*api
+	core    *balancer.Core
+	pools   *Pools
+	f       *Forwarder
+	srv     *Server
+	front   *listener
+	reader  *sdkmetric.ManualReader
+	log     *safeBuffer
+	served  chan error // by the server's goroutine, once
+	clients []io.Closer
+	dummies []*backend.Home
+	step    chan struct{} // for scripts to wait on
+
+	mu      sync.Mutex
+	passive []string // "backend verdict", in order
+}
+
+// run runs a test in a bubble, in a world that must have come to rest at its end:
+// no request counted in flight, no load, no connection, no goroutine.
+func run(t *testing.T, s setup, test func(w *world)) {
+	t.Helper()
+	p := certificates()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, s, p, dir)
+		defer w.end()
+		test(w)
+	})
+}
+
+func newWorld(t *testing.T, s setup, p *pki, dir string) *world {
+	w := &world{T: t, net: newNetwork(), pki: p, dir: dir, store: openStore(t, dir, p), reader: sdkmetric.NewManualReader(),
+		log: new(safeBuffer), served: make(chan error, 1), step: make(chan struct{})}
+	if s.backends == 0 {
+		s.backends = 2
+	}
+	if s.maxStreams == 0 {
+		s.maxStreams = 250
+	}
+	if s.maxHeld == 0 {
+		s.maxHeld = 3 << 20
+	}
+	share := 0.2
+	if s.share == "none" {
+		share = 0
+	}
+	var list []*backend.Backend
+	for i := range s.backends {
+		if i == 1 {
+			s.raw = nil
+		}
+		a := newAPI(w, i, s)
+		a.start()
+		w.apis, list = append(w.apis, a), append(list, a.b)
+	}
+	set := backend.NewSet(0, list...)
+	ids := 0
+	w.core = &balancer.Core{
+		Backends: set, Verifier: w.store, FrontProxy: func(time.Time) balancer.FrontProxy { return balancer.FrontProxyValid }, Headers: balancer.NewIdentityHeaders(nil, nil, nil, nil),
+		Trusted: s.trusted, Policy: s.policy, Bound: pick.Bound{Factor: 1.25, Floor: 1000},
+		Budget: balancer.NewBudget(share), Strangers: balancer.NewBudget(share), Tokens: balancer.NewTokens(1000, time.Hour),
+		NewAuditID: func() string {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			ids++
+			return fmt.Sprintf("audit-%d", ids)
+		},
+	}
+	metrics, err := balancer.NewMetrics(sdkmetric.NewMeterProvider(sdkmetric.WithReader(w.reader)).Meter("test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pools = NewPools(w.store, w.net.dial, 2*time.Second, func(b *backend.Backend, c balancer.Credential, delta int64) {
+		metrics.BackendConnections(b.Name, c, delta)
+	})
+	w.store.Subscribe(w.pools.Retire)
+	w.f = New(Options{
+		Core: w.core, Pools: w.pools, Metrics: metrics, Name: "lb-1", MaxHeldBody: s.maxHeld,
+		Passive: func(b *backend.Backend, v health.Verdict) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.passive = append(w.passive, b.Name+" "+v.String())
+		},
+		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20})
+	w.front = w.net.listen(frontAddress)
+	go func() { w.served <- w.srv.Serve(w.front) }()
+	return w
+}
+
+// end checks that the world comes to rest, and takes it down.
+func (w *world) end() {
+	for _, c := range w.clients {
+		c.Close()
+	}
+	for _, d := range w.dummies {
+		d.Leave()
+	}
+	// Net/http gives up on what clients left behind in half a second.
+	time.Sleep(2 * time.Second)
+	synctest.Wait()
+	w.atRest()
+	cancelled, cancel := context.WithCancel(context.Background())
+	cancel()
+	w.pools.Close()
+	for _, a := range w.apis {
+		a.stop()
+	}
+	w.srv.Shutdown(cancelled, time.Second)
+	if err := <-w.served; err != nil {
+		w.Errorf("Serve = %v", err)
+	}
+	synctest.Wait()
+	for _, name := range []string{"apiserver_lb.backend.connections", "apiserver_lb.client.connections"} {
+		for attributes, n := range w.metric(name) {
+			if n != 0 {
+				w.Errorf("%s{%s} = %d at the end", name, attributes, n)
+			}
+		}
+	}
+	if w.Failed() {
+		log := w.log.String()
+		w.Logf("end of the log:\n%s", log[max(0, len(log)-2000):])
+	}
+}
+
+// atRest checks that no request is counted anywhere, and no client connection.
+func (w *world) atRest() {
+	w.Helper()
+	for _, a := range w.apis {
+		if _, _, homed := a.b.Load(); homed != 0 {
+			w.Errorf("%s is home to %d connections at rest", a.b.Name, homed)
+		}
+	}
+	w.quiet()
+}
+
+// quiet checks that no request is counted anywhere.
+func (w *world) quiet() {
+	w.Helper()
+	for _, a := range w.apis {
+		if short, long, _ := a.b.Load(); short != 0 || long != 0 {
+			w.Errorf("load of %s at rest: %d short, %d long", a.b.Name, short, long)
+		}
+	}
+	for attributes, n := range w.metric("apiserver_lb.requests.in_flight") {
+		if n != 0 {
+			w.Errorf("in flight at rest: %s %d", attributes, n)
+		}
+	}
+	w.f.drain.mu.Lock()
+	defer w.f.drain.mu.Unlock()
+	if n := len(w.f.drain.ends); n != 0 || w.f.drain.tunnels != 0 {
+		w.Errorf("the drain still knows %d requests, %d tunnels", n, w.f.drain.tunnels)
+	}
+	w.pools.mu.Lock()
+	defer w.pools.mu.Unlock()
+	for b, conns := range w.pools.raw {
+		if len(conns) != 0 {
+			w.Errorf("%d connections of upgrades to %s are still held", len(conns), b.Name)
+		}
+	}
+}
+
+// metric returns an instrument's sums by attributes, in the form "a=b c=d".
+func (w *world) metric(name string) map[string]int64 {
+	w.Helper()
+	var all metricdata.ResourceMetrics
+	if err := w.reader.Collect(context.Background(), &all); err != nil {
+		w.Fatal(err)
+	}
+	sums := map[string]int64{}
+	for _, scope := range all.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			sum, ok := m.Data.(metricdata.Sum[int64])
+			if m.Name != name || !ok {
+				continue
+			}
+			for _, p := range sum.DataPoints {
+				var attributes []string
+				for _, kv := range p.Attributes.ToSlice() {
+					attributes = append(attributes, string(kv.Key)+"="+kv.Value.Emit())
+				}
+				sums[strings.Join(attributes, " ")] = p.Value
+			}
+		}
+	}
+	return sums
+}
+
+// verdicts returns what traffic has told the health checks, and forgets it.
+func (w *world) verdicts() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := w.passive
+	w.passive = nil
+	return v
+}
+
+// prefer makes new client connections choose the backend with the index given
+// first, and then the others in order.
+func (w *world) prefer(i int) {
+	for k, a := range w.apis {
+		for range (k - i + len(w.apis)) % len(w.apis) {
+			h := new(backend.Home)
+			h.Move(nil, a.b)
+			w.dummies = append(w.dummies, h)
+		}
+	}
+}
+
+// dead gives a backend the state that its health checks would, as cmd does.
+func (w *world) dead(a *api) {
+	a.b.SetState(health.Dead, time.Now())
+	w.pools.Cut(a.b)
+}
+
+// await receives from ch, or fails the test when nothing comes.
+func await[T any](w *world, ch <-chan T, what string) (v T) {
+	w.Helper()
+	select {
+	case v = <-ch:
+	case <-time.After(patience):
+		w.Fatalf("waited in vain for %s", what)
+	}
+	return v
+}
+
+// api is a fake kube-apiserver.
+type api struct {
+	w       *world
+	b       *backend.Backend
+	setup   setup
+	ln      *listener
+	srv     *http.Server
+	stopped chan struct{} // closed by stop; handlers that wait listen to it
+
+	mu     sync.Mutex
+	handle http.HandlerFunc // nil: reads the body and answers 200
+	seen   []*seen
+	conns  int
+}
+
+// seen is a request as a backend saw it.
+type seen struct {
+	Conn   int    // number of the connection, from 1
+	Cert   string // common name of the certificate that the connection bears
+	Proto  string
+	Method string
+	Target string
+	Host   string
+	Header http.Header
+
+	body    safeBuffer
+	trailer http.Header // after the handler has returned
+	length  int64
+}
+
+func newAPI(w *world, i int, s setup) *api {
+	b := &backend.Backend{Name: string(rune('a' + i)), Address: fmt.Sprintf("10.0.0.%d:6443", i+1), ServerName: "kubernetes", Weight: 1}
+	b.SetState(health.Ready, time.Now())
+	return &api{w: w, b: b, setup: s, stopped: make(chan struct{})}
+}
+
+type connKey struct{}
+
+// start serves until stop or kill.
+func (a *api) start() {
+	a.ln = a.w.net.listen(a.b.Address)
+	config := &tls.Config{Certificates: []tls.Certificate{a.w.pki.backend.pair()}, ClientAuth: tls.RequestClientCert}
+	if a.setup.raw != nil {
+		config.NextProtos = a.setup.rawALPN
+		if config.NextProtos == nil {
+			config.NextProtos = []string{"h2"}
+		}
+		go a.serveRaw(config)
+		return
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(!a.setup.h1)
+	a.srv = &http.Server{
+		TLSConfig: config, Protocols: protocols, Handler: http.HandlerFunc(a.serve), DisableGeneralOptionsHandler: true,
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: a.setup.maxStreams},
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.conns++
+			return context.WithValue(ctx, connKey{}, a.conns)
+		},
+	}
+	go a.srv.ServeTLS(a.ln, "", "")
+}
+
+func (a *api) serveRaw(config *tls.Config) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		c, err := a.ln.Accept()
+		if err != nil {
+			return
+		}
+		a.mu.Lock()
+		a.conns++
+		a.mu.Unlock()
+		wg.Go(func() {
+			tc := tls.Server(c, config)
+			defer tc.Close()
+			tc.SetDeadline(time.Now().Add(patience))
+			if tc.Handshake() == nil {
+				a.setup.raw(a.w, tc)
+			}
+		})
+	}
+}
+
+func (a *api) serve(w http.ResponseWriter, r *http.Request) {
+	s := &seen{Conn: r.Context().Value(connKey{}).(int), Proto: r.Proto, Method: r.Method, Target: r.RequestURI, Host: r.Host,
+		Header: r.Header.Clone(), length: r.ContentLength}
+	if certs := r.TLS.PeerCertificates; len(certs) > 0 {
+		s.Cert = certs[0].Subject.CommonName
+	}
+	a.mu.Lock()
+	a.seen = append(a.seen, s)
+	handle := a.handle
+	a.mu.Unlock()
+	if handle == nil {
+		handle = a.answer
+	}
+	// A copy, for the server looks at its own.
+	taped := r.WithContext(r.Context())
+	taped.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.TeeReader(r.Body, &s.body), r.Body}
+	handle(w, taped)
+	s.trailer = r.Trailer
+}
+
+// answer is what a backend does unless told otherwise.
+func (a *api) answer(w http.ResponseWriter, r *http.Request) {
+	io.Copy(io.Discard, r.Body)
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, `{"from":%q}`, a.b.Name)
+}
+
+// on sets what the backend does.
+func (a *api) on(handle http.HandlerFunc) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.handle = handle
+}
+
+// pause waits until the test lets the backend go on.
+func (a *api) pause() {
+	select {
+	case <-a.w.step:
+	case <-a.stopped:
+	}
+}
+
+// requests returns what the backend has seen so far.
+func (a *api) requests() []*seen {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]*seen(nil), a.seen...)
+}
+
+// one returns the only request that the backend has seen.
+func (a *api) one() *seen {
+	a.w.Helper()
+	all := a.requests()
+	if len(all) != 1 {
+		a.w.Fatalf("backend %s saw %d requests, want 1", a.b.Name, len(all))
+	}
+	return all[0]
+}
+
+// kill ends the backend as kill -9 does.
+func (a *api) kill() {
+	a.ln.Close()
+	a.ln.resetAll()
+	if a.srv != nil {
+		a.srv.Close()
+	}
+}
+
+// stop takes the backend down at the end of the test.
+func (a *api) stop() {
+	close(a.stopped)
+	a.kill()
+}
+
+// safeBuffer is a bytes.Buffer for several goroutines.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// dialClient opens a TLS connection to the balancer.
+func (w *world) dialClient(cert *issued, alpn ...string) *tls.Conn {
+	w.Helper()
+	c, err := w.net.dialFrom(context.Background(), netip.MustParseAddr(clientIP), frontAddress)
+	if err != nil {
+		w.Fatal(err)
+	}
+	tc := tls.Client(c, w.clientConfig(cert, alpn...))
+	if err := tc.Handshake(); err != nil {
+		w.Fatal(err)
+	}
+	return tc
+}
+
+func (w *world) clientConfig(cert *issued, alpn ...string) *tls.Config {
+	config := &tls.Config{RootCAs: w.pki.pool, ServerName: "balancer.example", NextProtos: alpn}
+	if cert != nil {
+		// Whatever CA the server hints at: a wrong certificate must arrive too.
+		pair := cert.pair()
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	}
+	return config
+}
+
+// client is net/http's client of the balancer, over one protocol.
+type client struct {
+	w *world
+	t *http.Transport
+}
+
+func (c *client) Close() error {
+	c.t.CloseIdleConnections()
+	return nil
+}
+
+// client returns a client that speaks HTTP/1.1 or HTTP/2 and shows a certificate
+// (nil: none).
+func (w *world) client(major int, cert *issued) *client {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(major == 1)
+	protocols.SetHTTP2(major == 2)
+	c := &client{w: w, t: &http.Transport{
+		DisableCompression: true, Protocols: protocols, ExpectContinueTimeout: time.Minute,
+		TLSClientConfig: w.clientConfig(cert),
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return w.net.dialFrom(ctx, netip.MustParseAddr(clientIP), frontAddress)
+		},
+	}}
+	w.clients = append(w.clients, c)
+	return c
+}
+
+// request makes a request; fields are "Name: value".
+func (c *client) request(method, target string, body io.Reader, fields ...string) *http.Request {
+	c.w.Helper()
+	r, err := http.NewRequest(method, "https://balancer.example"+target, body)
+	if err != nil {
+		c.w.Fatal(err)
+	}
+	for _, f := range fields {
+		name, value, _ := strings.Cut(f, ": ")
+		r.Header[name] = append(r.Header[name], value)
+	}
+	return r
+}
+
+// send sends a request and returns the head of the answer.
+func (c *client) send(r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	res, err := c.t.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	res.Body = &closeHook{res.Body, cancel}
+	return res, nil
+}
+
+type closeHook struct {
+	io.ReadCloser
+	hook func()
+}
+
+func (c *closeHook) Close() error {
+	defer c.hook()
+	return c.ReadCloser.Close()
+}
+
+// answer is an answer that has been read to its end.
+type answer struct {
+	*http.Response
+	body string
+	err  error // of the reading of the body
+}
+
+// do sends a request and reads the answer; it fails the test when none comes.
+func (c *client) do(method, target string, body io.Reader, fields ...string) answer {
+	c.w.Helper()
+	res, err := c.send(c.request(method, target, body, fields...))
+	if err != nil {
+		c.w.Fatalf("%s %s: %v", method, target, err)
+	}
+	return readAnswer(res)
+}
+
+func readAnswer(res *http.Response) answer {
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	return answer{res, string(b), err}
+}
+
+// want checks status and the beginning of the body.
+func (a answer) want(w *world, code int, prefix string) {
+	w.Helper()
+	if a.StatusCode != code || !strings.HasPrefix(a.body, prefix) || a.err != nil {
+		w.Errorf("answer = %d %q (%v), want %d %q", a.StatusCode, a.body, a.err, code, prefix)
+	}
+}
+
+// raw is an HTTP/1.1 client that says exactly what it is told.
+type raw struct {
+	w *world
+	*tls.Conn
+	from *bufio.Reader
+}
+
+func (w *world) raw(cert *issued) *raw {
+	w.Helper()
+	c := w.dialClient(cert, "http/1.1")
+	c.SetDeadline(time.Now().Add(patience))
+	w.clients = append(w.clients, c)
+	return &raw{w, c, bufio.NewReader(c)}
+}
+
+// say writes lines, each ended by CR LF. An empty line ends a head.
+func (r *raw) say(lines ...string) {
+	r.w.Helper()
+	if _, err := io.WriteString(r, strings.Join(lines, "\r\n")+"\r\n"); err != nil {
+		r.w.Fatalf("write: %v", err)
+	}
+}
+
+// hear reads one answer to a request with the method given.
+func (r *raw) hear(method string) answer {
+	r.w.Helper()
+	res, err := http.ReadResponse(r.from, &http.Request{Method: method})
+	if err != nil {
+		r.w.Fatalf("no answer: %v", err)
+	}
+	return readAnswer(res)
+}
+
+// line reads one line without its end.
+func (r *raw) line() string {
+	r.w.Helper()
+	line, err := r.from.ReadString('\n')
+	if err != nil {
+		r.w.Fatalf("no line: %v", err)
+	}
+	return strings.TrimRight(line, "\r\n")
+}
+
+// rest reads until the end; it fails the test when the connection stays open.
+func (r *raw) rest() string {
+	r.w.Helper()
+	b, err := io.ReadAll(r.from)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !strings.Contains(err.Error(), "reset") {
+		r.w.Fatalf("no end: %v (after %q)", err, b)
+	}
+	return string(b)
+}
+
+// flushed writes and flushes.
+func flushed(w http.ResponseWriter, text string) {
+	io.WriteString(w, text)
+	http.NewResponseController(w).Flush()
+}
