@@ -26,7 +26,7 @@ var ways = map[string]func(w *world, rw http.ResponseWriter, r *http.Request){
 // that its client resumes it; anything else that breaks off is an error, never a
 // clean end in the middle of an object.
 func TestBreakingOff(t *testing.T) {
-	for name, break_ := range ways {
+	for name, breakOff := range ways {
 		t.Run(name, func(t *testing.T) {
 			legs(t, func(w *world, major int) {
 				if name == "black hole" && w.apis[0].setup.h1 {
@@ -56,7 +56,7 @@ func TestBreakingOff(t *testing.T) {
 						rw.WriteHeader(c.code)
 						flushed(rw, event)
 						w.apis[0].pause()
-						break_(w, rw, r)
+						breakOff(w, rw, r)
 					})
 					cl := w.client(major, w.pki.alice)
 					res, err := cl.send(cl.request("GET", c.target, nil))

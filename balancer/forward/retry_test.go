@@ -25,7 +25,7 @@ import (
 func shutdown429(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Retry-After", "5")
 	w.Header().Set("Connection", "close")
-	http.Error(w, "The apiserver is shutting down, please try again later.", 429)
+	http.Error(w, "The apiserver is shutting down, please try again later.", http.StatusTooManyRequests)
 }
 
 const shutdown503Body = `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"apiserver is shutting down","reason":"ServiceUnavailable","code":503}` + "\n"

@@ -68,10 +68,10 @@ func TestStreams(t *testing.T) {
 // TestIdleStream: nothing cuts a long-running request while nothing happens on it.
 func TestIdleStream(t *testing.T) {
 	legs(t, func(w *world, major int) {
-		go_ := make(chan struct{})
+		proceed := make(chan struct{})
 		w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) {
 			flushed(rw, "first\n")
-			<-go_
+			<-proceed
 			flushed(rw, "last\n")
 		})
 		c := w.client(major, w.pki.alice)
@@ -81,7 +81,7 @@ func TestIdleStream(t *testing.T) {
 			w.Fatal(err)
 		}
 		time.Sleep(3 * time.Hour)
-		close(go_)
+		close(proceed)
 		readAnswer(res).want(w, 200, "first\nlast\n")
 	})
 }
@@ -165,7 +165,7 @@ func TestExpectContinue(t *testing.T) {
 func TestExpectRefused(t *testing.T) {
 	for _, h1 := range []bool{false, true} {
 		run(t, setup{h1: h1, backends: 1}, func(w *world) {
-			w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) { http.Error(rw, "no", 401) })
+			w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) { http.Error(rw, "no", http.StatusUnauthorized) })
 			r := w.raw(nil)
 			r.say("PUT /api HTTP/1.1", "Host: x", "Content-Length: 4", "Expect: 100-continue", "")
 			a := r.hear("PUT")

@@ -241,7 +241,7 @@ func (w *world) metric(name string) map[string]int64 {
 			for _, p := range sum.DataPoints {
 				var attributes []string
 				for _, kv := range p.Attributes.ToSlice() {
-					attributes = append(attributes, string(kv.Key)+"="+kv.Value.Emit())
+					attributes = append(attributes, string(kv.Key)+"="+kv.Value.String())
 				}
 				sums[strings.Join(attributes, " ")] = p.Value
 			}

@@ -146,7 +146,7 @@ func up(ctx context.Context, o *upOptions, out io.Writer, front func(context.Con
 			fmt.Fprintln(out, "\nstopping: all processes end, and", ending(dir, o.keepDir))
 			return nil
 		case p := <-c.Lost():
-			problem := fmt.Errorf("%s has ended (%v); the last lines of its log:\n%s", p.Name(), p.Err(), p.LogTail(10))
+			problem := fmt.Errorf("%s has ended (%v); the last lines of its log:\n%s", p.Name(), p.Err(), p.LogTail(10)) //nolint:errorlint // a process that ended well has no error
 			if !slices.ContainsFunc(c.Apiservers(), func(a *cluster.Apiserver) bool { return a.Log() == p.LogFile() }) {
 				return problem
 			}

@@ -110,7 +110,7 @@ func TestCacheKey(t *testing.T) {
 		}
 		return cacheKey(b...)
 	}
-	if key("a", "b") != key("a", "b") {
+	if again := key("a", "b"); key("a", "b") != again {
 		t.Error("equal builds have different keys")
 	}
 	seen := map[string][]string{}

@@ -291,7 +291,7 @@ func (p *Process) waitFor(ctx context.Context, ready func(context.Context) error
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("%s ended (%v); its log, %s, ends with:\n%s", p.name, p.Err(), p.log, indent(p.LogTail(10)))
+			return fmt.Errorf("%s ended (%v); its log, %s, ends with:\n%s", p.name, p.Err(), p.log, indent(p.LogTail(10))) //nolint:errorlint // a process that ended well has no error
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w: %w; its log is %s", p.name, context.Cause(ctx), err, p.log)
 		case <-tick.C:

@@ -78,15 +78,14 @@ func allReady(t *testing.T) {
 
 // load reads and watches through the balancer while a fault happens.
 type load struct {
-	mu     sync.Mutex
-	reads  int
-	errs   []error
-	gap    time.Duration // the longest time between two answers of one reader
-	stop   context.CancelFunc
-	wg     sync.WaitGroup
-	writes int
-	sent   map[string]bool // values that were written successfully
-	seen   map[string]bool // values that the watch has told of
+	mu    sync.Mutex
+	reads int
+	errs  []error
+	gap   time.Duration // the longest time between two answers of one reader
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+	sent  map[string]bool // values that were written successfully
+	seen  map[string]bool // values that the watch has told of
 }
 
 // startLoad starts readers, each a client of its own, one writer and one informer-like

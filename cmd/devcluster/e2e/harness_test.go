@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	authenticationv1 "k8s.io/api/authentication/v1"
 
 	"apiserver-lb/cmd/devcluster/cluster"
 )
@@ -137,27 +134,6 @@ func do(t *testing.T, c *http.Client, method, url, body string, header http.Head
 		t.Fatalf("%s %s: %v", method, url, err)
 	}
 	return answer{res.StatusCode, res.Header, string(b)}
-}
-
-// identity is what a kube-apiserver says of a caller.
-type identity struct {
-	Code int // of the SelfSubjectReview; the rest is set where it is 201
-	User authenticationv1.UserInfo
-}
-
-// whoami asks the server at base who the caller is.
-func whoami(t *testing.T, c *http.Client, base string, header http.Header) identity {
-	t.Helper()
-	a := do(t, c, "POST", base+"/apis/authentication.k8s.io/v1/selfsubjectreviews", `{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`, header)
-	id := identity{Code: a.Code}
-	if a.Code == http.StatusCreated {
-		var review authenticationv1.SelfSubjectReview
-		if err := json.Unmarshal([]byte(a.Body), &review); err != nil {
-			t.Fatalf("SelfSubjectReview: %v: %s", err, a.Body)
-		}
-		id.User = review.Status.UserInfo
-	}
-	return id
 }
 
 // kubeconfig writes a kubeconfig for the user and returns its file.
