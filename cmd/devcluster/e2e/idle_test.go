@@ -151,7 +151,7 @@ func idleWebSocketWatch(t *testing.T, path string) func() error {
 		}
 		frame, err := from.Peek(from.Buffered())
 		if !bytes.Contains(frame, []byte(`"type":"MODIFIED"`)) {
-			return fmt.Errorf("the frame is %.200q, %v", frame, err) //nolint:errorlint // there may be no error but a wrong frame
+			return fmt.Errorf("the frame is %.200q, %v", frame, err)
 		}
 		return nil
 	}
