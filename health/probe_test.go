@@ -284,7 +284,10 @@ func TestProbeConnection(t *testing.T) {
 			Untrusted, "has expired or is not yet valid", 0,
 		},
 		{
-			"client certificate demanded", &tls.Config{Certificates: []tls.Certificate{testPKI().leaf}, ClientAuth: tls.RequireAnyClientCert}, nil,
+			// In TLS 1.3 the alert races with what the client writes after its side
+			// of the handshake, so that a reset may be all that is seen of it.
+			"client certificate demanded",
+			&tls.Config{Certificates: []tls.Certificate{testPKI().leaf}, ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, nil,
 			Untrusted, "health.certFile", 0,
 		},
 		{
