@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,10 +30,12 @@ func TestFirstVerdictIsImmediate(t *testing.T) {
 		t.Run(tc.mode.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := startBed(t, newFake(tc.mode), nil)
-				select {
-				case <-b.c.WaitFirst():
-					t.Fatal("WaitFirst is done before the first probe")
-				default:
+				if !strings.HasPrefix(tc.want, "0s") { // else it may be over by now
+					select {
+					case <-b.c.WaitFirst():
+						t.Fatal("WaitFirst is done before the first probe")
+					default:
+					}
 				}
 				<-b.c.WaitFirst()
 				b.wantChanges(tc.want)
