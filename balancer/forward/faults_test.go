@@ -3,6 +3,7 @@ package forward
 import (
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,9 @@ func TestSlowReaderHidesNoHang(t *testing.T) {
 		w.prefer(0)
 		const size = 14 * 64 << 10 // less than a stream's window: all of it arrives
 		w.apis[0].on(func(rw http.ResponseWriter, _ *http.Request) {
+			// With a length, because ReverseProxy flushes what has none, and takes a
+			// mutex for that on which no bubble can rest.
+			rw.Header().Set("Content-Length", strconv.Itoa(size+1))
 			for range 14 {
 				if _, err := rw.Write(make([]byte, 64<<10)); err != nil {
 					w.Errorf("the answer does not fit: %v", err)
@@ -78,6 +82,45 @@ func TestPanicIsLogged(t *testing.T) {
 		}
 		if got := w.metric("apiserver_lb.refusals")["reason=internal"]; got != 2 {
 			w.Errorf("%d counted, want 2", got)
+		}
+	})
+}
+
+// The last that a backend says reaches the client, even if the backend does not take
+// what the client says meanwhile: the exit code of a command comes so.
+func TestTunnelDeliversTheLastWords(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		w.prefer(0)
+		w.apis[0].on(func(rw http.ResponseWriter, _ *http.Request) {
+			c, _, err := http.NewResponseController(rw).Hijack()
+			if err != nil {
+				w.Error(err)
+				return
+			}
+			if _, err := io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n"); err != nil {
+				w.Error(err)
+			}
+			<-w.step // the client's bytes are on their way, and are never read
+			if _, err := io.WriteString(c, strings.Repeat("last words. ", 20000)); err != nil {
+				w.Error(err)
+			}
+			c.Close()
+		})
+		r := w.raw(nil)
+		r.say("POST /api/v1/namespaces/x/pods/y/exec HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: SPDY/3.1", "Content-Length: 0", "")
+		for line := r.line(); line != ""; line = r.line() {
+		}
+		r.say("first")
+		w.step <- struct{}{}
+		// The client goes on talking to a backend that has gone, and reads later.
+		for range 20 {
+			if _, err := io.WriteString(r, "more "); err != nil {
+				w.Fatalf("the client is cut off before it could read: %v", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if got := strings.Count(r.rest(), "last words. "); got != 20000 {
+			w.Errorf("%d of 20000 arrived", got)
 		}
 	})
 }

@@ -9,10 +9,8 @@ import (
 	"io"
 	"maps"
 	"math"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -196,106 +194,4 @@ func (x *exchange) relayRefusedUpgrade(w http.ResponseWriter, res *http.Response
 // sameProtocol reports whether the answer switches to a protocol that was asked for.
 func sameProtocol(asked, answered http.Header) bool {
 	return answered.Get("Upgrade") != "" && httpguts.HeaderValuesContainsToken(asked["Upgrade"], answered.Get("Upgrade"))
-}
-
-// tunnel joins client and backend once both speak the new protocol.
-func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.Conn, from *bufio.Reader) {
-	// Noted before net/http forgets the connection, so that a drain that begins
-	// now waits for the one or for the other.
-	var client net.Conn
-	var mu sync.Mutex
-	defer x.f.drain.add(tunnel, func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if client != nil {
-			client.Close()
-		}
-		conn.Close()
-	})()
-	mu.Lock()
-	c, buffered, err := http.NewResponseController(w).Hijack()
-	client = c
-	mu.Unlock()
-	if err != nil {
-		x.f.Log.Error("cannot take over the client's connection", "err", err)
-		panic(http.ErrAbortHandler)
-	}
-	defer client.Close()
-	// The server may have set deadlines for the request head.
-	if client.SetDeadline(time.Time{}) != nil || writeSwitching(buffered.Writer, res.Header) != nil {
-		return
-	}
-	join(half{client, buffered.Reader}, half{conn, from}, x.f)
-}
-
-// writeSwitching writes the head of the answer with which the tunnel begins.
-func writeSwitching(w *bufio.Writer, h http.Header) error {
-	if _, err := w.WriteString("HTTP/1.1 101 Switching Protocols\r\n"); err != nil {
-		return err
-	}
-	if err := h.Write(w); err != nil {
-		return err
-	}
-	if _, err := w.WriteString("\r\n"); err != nil {
-		return err
-	}
-	return w.Flush()
-}
-
-// half is one end of a tunnel: a connection, and the reader that may have taken
-// bytes of it already.
-type half struct {
-	net.Conn
-	from *bufio.Reader
-}
-
-// join copies both ways. The end of one direction is passed on as a half-close,
-// and the other goes on; an error ends both. A peer that is gone for good shows
-// itself through TCP keepalive and TCP_USER_TIMEOUT.
-func join(a, b half, buffers *Forwarder) {
-	var wg sync.WaitGroup
-	oneWay := func(dst, src half) {
-		defer wg.Done()
-		if copyHalf(dst, src, buffers) != nil {
-			a.Close()
-			b.Close()
-		}
-	}
-	wg.Add(2)
-	go oneWay(a, b)
-	oneWay(b, a)
-	wg.Wait()
-}
-
-// copyHalf copies src to dst until src ends, then closes dst for writing.
-func copyHalf(dst, src half, buffers *Forwarder) error {
-	if n := src.from.Buffered(); n > 0 {
-		early, err := src.from.Peek(n)
-		if err != nil {
-			return err
-		}
-		if _, err := dst.Write(early); err != nil {
-			return err
-		}
-	}
-	buf := buffers.Get()
-	defer buffers.Put(buf)
-	for {
-		n, err := src.Conn.Read(buf)
-		if n > 0 {
-			if _, werr := dst.Conn.Write(buf[:n]); werr != nil {
-				return werr
-			}
-		}
-		if err == io.EOF {
-			cw, ok := dst.Conn.(interface{ CloseWrite() error })
-			if !ok {
-				return errors.New("no half-close")
-			}
-			return cw.CloseWrite()
-		}
-		if err != nil {
-			return err
-		}
-	}
 }

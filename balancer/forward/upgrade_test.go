@@ -384,6 +384,7 @@ func TestTunnelEnds(t *testing.T) {
 				await(w, ended, "the end at the backend")
 				if !strings.HasPrefix(name, "client") {
 					r.rest()
+					time.Sleep(linger) // the client does not react: it is not waited for longer
 				}
 				synctest.Wait()
 				w.atRest()
