@@ -116,8 +116,8 @@ func TestCleanEndOnTheWire(t *testing.T) {
 		if a, b := r.line(), r.line(); a != "0" || b != "" {
 			w.Errorf("the end is %q, %q", a, b)
 		}
+		w.apis[0].on(nil)
 		r.say("GET /api HTTP/1.1", "Host: x", "") // the connection goes on
-		r.w.apis[0].on(nil)
 		r.hear("GET").want(w, 200, `{"from":"a"}`)
 
 		w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) {

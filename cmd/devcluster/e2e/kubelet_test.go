@@ -108,6 +108,19 @@ func startKubelet(t *testing.T, ports map[int32]string) *kubelet {
 	if err := a.Create(t.Context(), "/api/v1/namespaces/default/pods", pod); err != nil {
 		t.Fatal(err)
 	}
+	// It runs because we say so, as a kubelet would: kwok, which sees to the other
+	// pods, passes over one of whose node it has not heard yet.
+	running := map[string]any{"status": map[string]any{
+		"phase":      "Running",
+		"conditions": []any{map[string]any{"type": "Ready", "status": "True"}, map[string]any{"type": "ContainersReady", "status": "True"}},
+		"containerStatuses": []any{map[string]any{
+			"name": "main", "image": "simulated", "imageID": "", "ready": true, "started": true, "restartCount": 0,
+			"state": map[string]any{"running": map[string]any{"startedAt": time.Now().UTC().Format(time.RFC3339)}},
+		}},
+	}}
+	if err := a.Do(t.Context(), http.MethodPatch, "/api/v1/namespaces/default/pods/"+name+"/status", running, nil); err != nil {
+		t.Fatal(err)
+	}
 	// Every apiserver has seen the pod run: kubectl asks for that before it
 	// forwards ports.
 	for _, a := range shared.Apiservers() {
