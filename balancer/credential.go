@@ -120,18 +120,23 @@ func authenticate(v *tlsconf.Verdict, token bool, fp FrontProxy) (Credential, *R
 		}
 		return Asserted, nil
 	case tlsconf.Revoked:
-		return 0, &Refusal{Code: 401, Reason: ReasonRevoked, Message: "the client certificate is revoked: " + v.Reason}
+		return 0, &Refusal{Code: 401, Reason: ReasonRevoked, Message: "the client certificate is revoked: " + v.Reason, Err: whose(v)}
 	case tlsconf.Invalid:
 		if !token {
-			return 0, &Refusal{Code: 401, Reason: ReasonCertificate, Message: "the client certificate is not accepted: " + v.Reason}
+			return 0, &Refusal{Code: 401, Reason: ReasonCertificate, Message: "the client certificate is not accepted: " + v.Reason, Err: whose(v)}
 		}
 	case tlsconf.NoOpinion:
 		if !token {
-			return 0, &Refusal{Code: 401, Reason: ReasonCertificate, Message: "the client certificate names no user, because its common name is empty"}
+			return 0, &Refusal{Code: 401, Reason: ReasonCertificate, Message: "the client certificate names no user, because its common name is empty", Err: whose(v)}
 		}
 	}
 	if token {
 		return Unproven, nil
 	}
 	return Anonymous, nil
+}
+
+// whose names the certificate for the log; the subject is the client's own word.
+func whose(v *tlsconf.Verdict) error {
+	return fmt.Errorf("certificate with serial number %s and subject %q", v.Serial, v.Subject)
 }
