@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -128,7 +129,8 @@ func newProber(c *configs.Config, store *tlsconf.Store, b *backend.Backend, dial
 	case c.Health.CertFile != "":
 	case store.FrontProxyConfigured():
 		// An expired certificate of ours says nothing of the backend: then as anonymous.
-		valid := func() bool { return frontProxy(store, time.Now()) == balancer.FrontProxyValid }
+		// That begins in time for a probe not to be overtaken by the end.
+		valid := func() bool { return frontProxy(store, time.Now().Add(c.Health.Timeout)) == balancer.FrontProxyValid }
 		t.TLS = func() *tls.Config {
 			if !valid() {
 				return store.ProbeConfig(b.ServerName)
@@ -139,12 +141,22 @@ func newProber(c *configs.Config, store *tlsconf.Store, b *backend.Backend, dial
 		for _, f := range identityHeaders(c).Assert(&tlsconf.Identity{User: c.Health.User}) {
 			asserted.Add(f.Name, f.Value)
 		}
+		var prober *health.Prober
+		var anonymous atomic.Bool
 		t.Header = func() (http.Header, error) {
-			if !valid() {
-				return nil, nil
+			if valid() {
+				anonymous.Store(false)
+				return asserted, nil
 			}
-			return asserted, nil
+			if !anonymous.Swap(true) {
+				// The kept connection bears the certificate, for which
+				// kube-apiserver would answer 401. A renewal redials by itself.
+				prober.Redial()
+			}
+			return nil, nil
 		}
+		prober = health.NewProber(t)
+		return prober
 	}
 	return health.NewProber(t)
 }

@@ -41,7 +41,7 @@ func newServe() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), c, signals, newLog(os.Stderr, c.Log))
+			return serve(cmd.Context(), c, signals, newLog(cmd.ErrOrStderr(), c.Log))
 		},
 	}
 	flags.register(cmd)
@@ -88,6 +88,9 @@ type process struct {
 
 	panicMu   sync.Mutex
 	panicking bool // guarded by panicMu: what was said last
+
+	notifyMu sync.Mutex
+	leaving  bool // guarded by notifyMu: STOPPING=1 was sent
 }
 
 // serve is the composition root: it builds everything, then starts every
@@ -337,15 +340,18 @@ func (p *process) control(ctx context.Context, signals *signals) error {
 	}
 }
 
-// reload reads the certificate files again.
+// reload reads the certificate files again. Before the first round of probes is
+// over, systemd is told nothing of it: READY=1 would end the start.
 func (p *process) reload() {
-	p.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonicMicroseconds()))
+	if p.ready.probed.Load() {
+		p.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonicMicroseconds()))
+		defer p.notify(daemon.SdNotifyReady)
+	}
 	if err := p.store.Reload(); err != nil {
 		p.log.Error("reload: what could not be read stays as it was", "err", err)
 	} else {
 		p.log.Info("SIGHUP: all certificate files have been read again")
 	}
-	p.notify(daemon.SdNotifyReady)
 }
 
 // shutdown drains, and cuts what is left at the end of the grace period or when a
@@ -380,8 +386,15 @@ func (p *process) shutdown(signals *signals) {
 	p.admin.Close()
 }
 
-// notify tells systemd, where it asked to be told.
+// notify tells systemd, where it asked to be told. Nothing follows STOPPING=1, as
+// READY=1 could where the first round of probes ends during the delay of a shutdown.
 func (p *process) notify(state string) {
+	p.notifyMu.Lock()
+	defer p.notifyMu.Unlock()
+	if p.leaving {
+		return
+	}
+	p.leaving = state == daemon.SdNotifyStopping
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		p.log.Warn("systemd was not told", "state", state, "err", err)
 	}
