@@ -154,14 +154,19 @@ func (a *bodyAttempt) Read(p []byte) (int, error) {
 	}
 }
 
-// Close ends the attempt, and a Read that waits. What the client is being read for
-// is held for the next attempt.
+// Close is end.
 func (a *bodyAttempt) Close() error {
+	a.end()
+	return nil
+}
+
+// end ends the attempt, and a Read that waits. What the client is being read for is
+// held for the next attempt.
+func (a *bodyAttempt) end() {
 	h := a.body
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	a.closed = true
 	h.trim()
 	h.cond.Broadcast()
-	return nil
 }

@@ -157,6 +157,13 @@ func TestMalformed(t *testing.T) {
 				w.Errorf(":path %q: %d %s (reset %v, %v)", target, a.code, a.body, a.reset, a.err)
 			}
 		}
+		for id, host := range map[uint32]string{101: "b\u00fccher.example", 103: "\xff\xfe", 105: "xn--\u00fc"} {
+			p := w.h2(nil)
+			p.head(id, true, ":method: GET", ":scheme: https", ":authority: "+host, ":path: /")
+			if a := p.hear(id); a.code != 400 && !a.reset {
+				w.Errorf(":authority %q: %d %s (%v)", host, a.code, a.body, a.err)
+			}
+		}
 		if got := w.apis[0].requests(); len(got) != 0 {
 			w.Errorf("%d requests reached the backend, the first for %q", len(got), got[0].Target)
 		}

@@ -245,3 +245,36 @@ func TestObserved(t *testing.T) {
 		}
 	})
 }
+
+// TestLostUpload: a client that is silent in the middle of a body is told at once
+// that its backend is lost.
+func TestLostUpload(t *testing.T) {
+	for name, break_ := range ways {
+		t.Run(name, func(t *testing.T) {
+			legs(t, func(w *world, major int) {
+				if (name == "black hole" || name == "reset") && w.apis[0].setup.h1 {
+					t.Log("HTTP/1.1 has no ping, and Go's server does not end a connection before the body on it: the health checks must notice")
+					return
+				}
+				w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) {
+					w.apis[0].pause()
+					break_(w, rw, r)
+				})
+				body, write := io.Pipe()
+				defer write.Close()
+				c := w.client(major, w.pki.alice)
+				answered := make(chan answer, 1)
+				go func() { answered <- c.do("POST", "/api", body) }()
+				io.WriteString(write, "half a body")
+				begun := time.Now()
+				w.step <- struct{}{}
+				if a := await(w, answered, "the answer"); a.StatusCode != 502 && a.StatusCode != 504 {
+					w.Errorf("answer = %d %s", a.StatusCode, a.body)
+				}
+				if took := time.Since(begun); took > 16*time.Second {
+					w.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}

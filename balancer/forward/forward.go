@@ -128,12 +128,6 @@ func (x *exchange) serve(w http.ResponseWriter) {
 		ErrorLog:       x.f.proxyLog,
 		BufferPool:     x.f,
 	}
-	if x.in.ProtoMajor == 1 && x.in.ContentLength != 0 {
-		// Or an answer that comes before the end of the request body would have to
-		// wait for it, for ever if the client waits for the answer. The error would
-		// say that the connection cannot; then it waits.
-		_ = http.NewResponseController(w).EnableFullDuplex()
-	}
 	if x.decision.Class == balancer.Long {
 		proxy.FlushInterval = -1 // each event as it comes, the header at once
 	}
@@ -175,7 +169,9 @@ func (x *exchange) frameAnswer(res *http.Response) error {
 
 // unreadBody reports whether the connection must end with the answer because that
 // comes before the end of the request body: what of it is still on the wire, or
-// was unreadable, must not be taken for the next request of HTTP/1.1.
+// was unreadable, must not be taken for the next request of HTTP/1.1. On a
+// connection that goes on, net/http would also read the body to its end before it
+// sends the answer, and wait for ever on a client that waits for that.
 func (x *exchange) unreadBody() bool {
 	return x.in.ProtoMajor == 1 && x.body != nil && !x.body.ended()
 }
@@ -269,10 +265,20 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 	ctx, cancel := context.WithCancel(ctx)
 	req := out.WithContext(ctx)
 	setTarget(req, targetOf(x.in), b.Address)
-	var sent *bodyAttempt
+	endBody := func() {}
 	if x.body != nil {
-		sent = x.body.attempt()
+		sent := x.body.attempt()
 		req.Body = sent
+		stop := context.AfterFunc(cc.gone, sent.end)
+		endBody = func() {
+			stop()
+			sent.end()
+		}
+		cancelContext := cancel
+		cancel = func() {
+			cancelContext()
+			endBody()
+		}
 	}
 	res, err := cc.RoundTrip(req)
 	switch {
@@ -286,9 +292,6 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 	}
 	if err != nil {
 		cancel()
-		if sent != nil {
-			sent.Close() // before anybody asks whether the body is replayable
-		}
 		return nil, err
 	}
 	now := time.Now()
@@ -298,9 +301,7 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 	if !x.decision.DialRetryOnly() && balancer.MaybeShutdown(res.StatusCode, res.Header.Get) {
 		if shutdown := peekShutdown(res); shutdown {
 			res.Body = &cancelBody{res.Body, cancel}
-			if sent != nil {
-				sent.Close()
-			}
+			endBody() // before anybody asks whether it can be sent again
 			return nil, &shutdownAnswer{res}
 		}
 	}

@@ -58,15 +58,18 @@ func NewPools(t TLSConfigs, dial Dial, dialTimeout time.Duration, opened func(*b
 
 // dialTLS connects to the backend and proves that it is the one, within the dial
 // timeout. Only connections of the asserted credential bear the front-proxy
-// certificate.
-func (p *Pools) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Credential, alpn ...string) (*tls.Conn, error) {
+// certificate. closed is called once when the connection is closed on this side.
+func (p *Pools) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Credential, closed func(), alpn ...string) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.dialTimeout)
 	defer cancel()
 	nc, err := p.dial(ctx, "tcp", b.Address)
 	if err != nil {
 		return nil, &dialError{err}
 	}
-	counted := &countedConn{Conn: nc, backend: b, closed: func() { p.opened(b, c, -1) }}
+	counted := &countedConn{Conn: nc, backend: b, closed: func() {
+		p.opened(b, c, -1)
+		closed()
+	}}
 	tc := tls.Client(counted, p.tls.BackendConfig(b.ServerName, c == balancer.Asserted, alpn...))
 	p.opened(b, c, 1)
 	if err := tc.HandshakeContext(ctx); err != nil {
@@ -103,7 +106,7 @@ func (c *countedConn) Close() error {
 
 // get returns a connection on which one request may be made at once. An error is
 // a *dialError, or that of ctx.
-func (p *Pools) get(ctx context.Context, b *backend.Backend, c balancer.Credential) (*http.ClientConn, error) {
+func (p *Pools) get(ctx context.Context, b *backend.Backend, c balancer.Credential) (*clientConn, error) {
 	p.mu.Lock()
 	key := poolKey{b, c}
 	pl := p.pools[key]
@@ -126,15 +129,26 @@ const (
 	pingTimeout = 5 * time.Second
 )
 
+// clientConn is a connection to a backend.
+type clientConn struct {
+	*http.ClientConn
+	// gone ends with the connection. What HTTP/1.1 of net/http is still reading of a
+	// request body must be closed then: it waits for that before it tells of the end.
+	gone context.Context
+}
+
+// goneKey is for the context of a dial: what ends clientConn.gone.
+type goneKey struct{}
+
 // connector returns the function that opens one connection of a pool: HTTP/2, or
 // HTTP/1.1 where the backend speaks nothing else (--disable-http2-serving).
-func (p *Pools) connector(b *backend.Backend, c balancer.Credential) func(context.Context) (*http.ClientConn, error) {
+func (p *Pools) connector(b *backend.Backend, c balancer.Credential) func(context.Context) (*clientConn, error) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	t := &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return p.dialTLS(ctx, b, c, "h2", "http/1.1")
+			return p.dialTLS(ctx, b, c, ctx.Value(goneKey{}).(context.CancelFunc), "h2", "http/1.1")
 		},
 		Protocols:             protocols,
 		DisableCompression:    true, // what the client did not ask for must not be asked for
@@ -148,16 +162,18 @@ func (p *Pools) connector(b *backend.Backend, c balancer.Credential) func(contex
 		},
 		MaxResponseHeaderBytes: maxResponseHeader,
 	}
-	return func(ctx context.Context) (*http.ClientConn, error) {
-		cc, err := t.NewClientConn(ctx, "https", b.Address)
+	return func(ctx context.Context) (*clientConn, error) {
+		gone, end := context.WithCancel(context.Background())
+		cc, err := t.NewClientConn(context.WithValue(ctx, goneKey{}, end), "https", b.Address)
 		if err != nil {
+			end()
 			var de *dialError
 			if errors.As(err, &de) {
 				return nil, de
 			}
 			return nil, &dialError{err}
 		}
-		return cc, nil
+		return &clientConn{cc, gone}, nil
 	}
 }
 
@@ -232,12 +248,12 @@ func (p *Pools) hold(b *backend.Backend, c net.Conn) (forget func()) {
 
 // pool is the connections to one backend for one credential.
 type pool struct {
-	connect func(context.Context) (*http.ClientConn, error) // static
+	connect func(context.Context) (*clientConn, error) // static
 
 	mu      sync.Mutex
-	conns   []*http.ClientConn
-	retired []*http.ClientConn // open until their last request ends
-	dialing *dialing           // the one dial under way, or nil
+	conns   []*clientConn
+	retired []*clientConn // open until their last request ends
+	dialing *dialing      // the one dial under way, or nil
 }
 
 // dialing is a dial that several requests may wait for.
@@ -251,7 +267,7 @@ type dialing struct {
 // get reserves a place for one request on a connection, and opens another one
 // where all are at the backend's limit of streams. One dial at a time: those who
 // come meanwhile wait for it, and fail with it.
-func (p *pool) get(ctx context.Context) (*http.ClientConn, error) {
+func (p *pool) get(ctx context.Context) (*clientConn, error) {
 	for {
 		p.mu.Lock()
 		if c := p.reserve(); c != nil {
@@ -298,10 +314,10 @@ func (p *pool) open(ctx context.Context, d *dialing) {
 // reserve takes a place on the first connection that has one, and drops those
 // that have ended. One that got GOAWAY gives no place, and ends by itself with its
 // last request. p.mu is held.
-func (p *pool) reserve() *http.ClientConn {
+func (p *pool) reserve() *clientConn {
 	p.sweepRetired()
 	kept := p.conns[:0]
-	var chosen *http.ClientConn
+	var chosen *clientConn
 	for _, c := range p.conns {
 		if c.Err() != nil {
 			c.Close()

@@ -88,7 +88,7 @@ func (x *exchange) dialUpgrade(ctx context.Context) (*tls.Conn, *backend.Slot, *
 			return nil, nil, balancer.NoBackend()
 		}
 		x.backend = slot.Backend
-		conn, err := x.f.Pools.dialTLS(ctx, slot.Backend, x.decision.Credential, "http/1.1")
+		conn, err := x.f.Pools.dialTLS(ctx, slot.Backend, x.decision.Credential, func() {}, "http/1.1")
 		if err == nil {
 			return conn, slot, nil
 		}
