@@ -249,7 +249,7 @@ func TestObserved(t *testing.T) {
 // TestLostUpload: a client that is silent in the middle of a body is told at once
 // that its backend is lost.
 func TestLostUpload(t *testing.T) {
-	for name, break_ := range ways {
+	for name, breakOff := range ways {
 		t.Run(name, func(t *testing.T) {
 			legs(t, func(w *world, major int) {
 				if (name == "black hole" || name == "reset") && w.apis[0].setup.h1 {
@@ -258,7 +258,7 @@ func TestLostUpload(t *testing.T) {
 				}
 				w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) {
 					w.apis[0].pause()
-					break_(w, rw, r)
+					breakOff(w, rw, r)
 				})
 				body, write := io.Pipe()
 				defer write.Close()
