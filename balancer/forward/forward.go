@@ -294,8 +294,6 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 		cancel()
 		return nil, err
 	}
-	now := time.Now()
-	b.Answered(now)
 	// What exec and proxy reach is not kube-apiserver's own word, and would not be
 	// sent again anyway.
 	if !x.decision.DialRetryOnly() && balancer.MaybeShutdown(res.StatusCode, res.Header.Get) {
@@ -308,7 +306,7 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 	if x.body != nil {
 		x.body.release()
 	}
-	x.f.Core.Concluded(x.decision, res.StatusCode, now)
+	x.f.Core.Concluded(x.decision, res.StatusCode, time.Now())
 	body := &responseBody{src: res.Body, slot: slot, cancel: cancel, client: x.in.Context(), resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
 	if x.decision.Class == balancer.Long {
 		k := stream
