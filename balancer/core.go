@@ -66,6 +66,7 @@ type Core struct {
 	Budget     *Budget // of retries, for those who are known
 	Strangers  *Budget // the same for Anonymous and Unproven, who could empty that of all others
 	Tokens     *Tokens
+	Answers    *Room // for answers that are held until they are whole
 	NewAuditID func() string
 
 	turn atomic.Uint64 // of round-robin

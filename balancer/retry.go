@@ -19,9 +19,10 @@ const (
 	// ShuttingDown: a kube-apiserver that shuts down rejected the request before it
 	// acted on it (MaybeShutdown).
 	ShuttingDown
-	// Lost: reset or end of file before any response header.
+	// Lost: reset or end of file before the answer began at the client: before any
+	// response header, or within an answer that was held (HoldsAnswer).
 	Lost
-	// Died: no answer, and the backend has been declared dead meanwhile.
+	// Died: the same, and the backend has been declared dead meanwhile.
 	Died
 )
 
@@ -44,7 +45,8 @@ type Attempt struct {
 func safe(method string) bool { return method == "GET" || method == "HEAD" || method == "OPTIONS" }
 
 // mayAgain says whether the request may be sent to another backend, regardless of
-// whether there is one. It is the table of what may be sent again.
+// whether there is one. It is the table of what may be sent again; once an answer
+// has begun at the client, nobody asks.
 func (a *Attempt) mayAgain() bool {
 	if a.Event == DialFailed {
 		return a.BodyHeld
