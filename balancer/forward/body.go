@@ -25,7 +25,7 @@ type heldBody struct {
 	offset   int64        // of held in the body; above 0 the body cannot be sent again
 	srcErr   error        // from src, io.EOF included; final
 	filling  bool         // a read of src is under way
-	released bool         // the answer has begun: nothing needs to be held
+	released bool         // the answer is final: nothing needs to be held
 	latest   *bodyAttempt // the only one for which bytes are given up
 }
 

@@ -10,12 +10,18 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// legs runs a test over both protocols on both sides.
+// legs runs a test over both protocols on both sides, with one backend.
 func legs(t *testing.T, test func(w *world, major int)) {
+	legsTo(t, setup{backends: 1}, test)
+}
+
+// legsTo is legs with a setup of the test's own.
+func legsTo(t *testing.T, s setup, test func(w *world, major int)) {
 	for _, h1 := range []bool{false, true} {
 		for _, major := range []int{1, 2} {
 			t.Run(fmt.Sprintf("h%d-to-%s", major, map[bool]string{false: "h2", true: "h1"}[h1]), func(t *testing.T) {
-				run(t, setup{h1: h1, backends: 1}, func(w *world) { test(w, major) })
+				s.h1 = h1
+				run(t, s, func(w *world) { test(w, major) })
 			})
 		}
 	}

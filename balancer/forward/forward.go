@@ -7,6 +7,7 @@
 //	exchange.serve        ReverseProxy: hop-by-hop fields, 1xx, trailers, flushing
 //	exchange.rewrite      the header edits that were decided
 //	exchange.RoundTrip    attempts: pick, send, and after a failure ask Again
+//	readAhead             holds a short answer until it is whole, so that it may still fail
 //	responseBody          streams; gives the slot back at its end; ends watches cleanly
 //	Forwarder.upgrade     the way of requests that leave HTTP instead
 package forward
@@ -14,13 +15,11 @@ package forward
 import (
 	"context"
 	"errors"
-	"io"
 	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -253,9 +252,10 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 	}
 }
 
-// attempt sends the request to one backend. On success the slot is released at
-// the end of the response body, else by the caller. An error that is a
-// *balancer.Refusal is for the client: it would come from any backend.
+// attempt sends the request to one backend. It succeeds with an answer that is to
+// begin at the client now; one that is held breaks off as an error. On success the
+// slot is released at the end of the response body, else by the caller. An error
+// that is a *balancer.Refusal is for the client: it would come from any backend.
 func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend.Slot) (*http.Response, error) {
 	b := slot.Backend
 	cc, err := x.f.Pools.get(ctx, b, x.decision.Credential)
@@ -294,20 +294,28 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 		cancel()
 		return nil, err
 	}
+	ahead := &readAhead{src: res.Body, room: x.f.Core.Answers}
 	// What exec and proxy reach is not kube-apiserver's own word, and would not be
 	// sent again anyway.
 	if !x.decision.DialRetryOnly() && balancer.MaybeShutdown(res.StatusCode, res.Header.Get) {
-		if shutdown := peekShutdown(res); shutdown {
-			res.Body = &cancelBody{res.Body, cancel}
+		if balancer.ShutdownBody(ahead.peek(balancer.ShutdownBodyBytes)) {
+			res.Body = &cancelBody{ahead, cancel}
 			endBody() // before anybody asks whether it can be sent again
 			return nil, &shutdownAnswer{res}
+		}
+	}
+	if x.decision.HoldsAnswer(x.in.Method, res.StatusCode, res.Header.Get("Content-Type"), res.ContentLength) {
+		if err := ahead.hold(res.ContentLength); err != nil {
+			cancel()
+			ahead.Close()
+			return nil, err
 		}
 	}
 	if x.body != nil {
 		x.body.release()
 	}
 	x.f.Core.Concluded(x.decision, res.StatusCode, time.Now())
-	body := &responseBody{src: res.Body, slot: slot, cancel: cancel, client: x.in.Context(), resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
+	body := &responseBody{src: ahead, slot: slot, cancel: cancel, client: x.in.Context(), resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
 	if x.decision.Class == balancer.Long {
 		k := stream
 		if x.decision.Watch() {
@@ -351,29 +359,6 @@ func (x *exchange) observe() {
 type shutdownAnswer struct{ res *http.Response }
 
 func (s *shutdownAnswer) Error() string { return "the kube-apiserver is shutting down" }
-
-// peekShutdown looks at the beginning of the body without taking it away.
-func peekShutdown(res *http.Response) bool {
-	buf := make([]byte, balancer.ShutdownBodyBytes)
-	n, err := io.ReadFull(res.Body, buf)
-	rest := io.Reader(res.Body)
-	if err != nil {
-		if err == io.ErrUnexpectedEOF {
-			err = io.EOF
-		}
-		rest = failingReader{err}
-	}
-	res.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(strings.NewReader(string(buf[:n])), rest), res.Body}
-	return balancer.ShutdownBody(buf[:n])
-}
-
-// failingReader yields an error.
-type failingReader struct{ err error }
-
-func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
 // addrPortOf parses what net/http says of the peer.
 func addrPortOf(s string) netip.AddrPort {

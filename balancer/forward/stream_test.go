@@ -300,8 +300,12 @@ func TestBothWays(t *testing.T) {
 // which is possible in HTTP/2 only.
 func TestTrailers(t *testing.T) {
 	legs(t, func(w *world, major int) {
-		for _, flush := range []bool{false, true} {
+		for i := range 4 {
+			flush, held := i&1 != 0, i&2 != 0
 			w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) {
+				if held {
+					rw.Header().Set("Content-Type", "application/json")
+				}
 				rw.Header().Set("Trailer", "X-Announced")
 				io.WriteString(rw, "body")
 				if flush {
@@ -313,7 +317,7 @@ func TestTrailers(t *testing.T) {
 			a := w.client(major, nil).do("GET", "/", nil, "Te: trailers")
 			a.want(w, 200, "body")
 			if diff := cmp.Diff(http.Header{"X-Announced": {"1"}, "X-Late": {"2"}}, a.Trailer); diff != "" {
-				w.Errorf("flush %v: trailers (-want +got):\n%s", flush, diff)
+				w.Errorf("flush %v held %v: trailers (-want +got):\n%s", flush, held, diff)
 			}
 		}
 	})

@@ -118,6 +118,7 @@ func newWorld(t *testing.T, s setup, p *pki, dir string) *world {
 		Backends: set, Verifier: w.store, FrontProxy: func(time.Time) balancer.FrontProxy { return balancer.FrontProxyValid }, Headers: balancer.NewIdentityHeaders(nil, nil, nil, nil),
 		Trusted: s.trusted, Policy: s.policy, Bound: pick.Bound{Factor: 1.25, Floor: 1000},
 		Budget: balancer.NewBudget(share), Strangers: balancer.NewBudget(share), Tokens: balancer.NewTokens(1000, time.Hour),
+		Answers: balancer.NewRoom(answersRoom),
 		NewAuditID: func() string {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -195,7 +196,10 @@ func (w *world) atRest() {
 	w.quiet()
 }
 
-// quiet checks that no request is counted anywhere.
+// answersRoom is the room for answers that are held, in bytes.
+const answersRoom = 1 << 20
+
+// quiet checks that no request is counted anywhere, and no answer is held.
 func (w *world) quiet() {
 	w.Helper()
 	for _, a := range w.apis {
@@ -207,6 +211,11 @@ func (w *world) quiet() {
 		if n != 0 {
 			w.Errorf("in flight at rest: %s %d", attributes, n)
 		}
+	}
+	if !w.core.Answers.Take(answersRoom) {
+		w.Error("at rest there is still an answer that takes room")
+	} else {
+		w.core.Answers.Give(answersRoom)
 	}
 	w.f.drain.mu.Lock()
 	defer w.f.drain.mu.Unlock()

@@ -85,6 +85,11 @@ func newBackends(c *configs.Config) *backend.Set {
 	return backend.NewSet(c.Backends.SlowStart, list...)
 }
 
+// answersHeld bounds, in bytes, the answers that are held until they are whole, all
+// together. Most are a few KB: this is enough for thousands at once, and what finds
+// no room is streamed.
+const answersHeld = 8 << 20
+
 // newCore makes what decides.
 func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balancer.Core {
 	return &balancer.Core{
@@ -98,6 +103,7 @@ func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balance
 		Budget:     balancer.NewBudget(c.Backends.RetryBudget),
 		Strangers:  balancer.NewBudget(c.Backends.RetryBudget),
 		Tokens:     balancer.NewTokens(65536, 5*time.Minute),
+		Answers:    balancer.NewRoom(answersHeld),
 		NewAuditID: uuid.NewString,
 	}
 }
