@@ -13,13 +13,15 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath
 DEMOFLAGS ?=
 # How long `make fuzz` spends on each target.
 FUZZTIME ?= 1m
-# `make bench`: how many runs, how long each case is measured, which HAProxy,
-# more flags of cmd/bench, and where the report goes.
+# `make bench`: how many runs, how long each case is measured (by default it
+# takes half an hour), which HAProxy, more flags of cmd/bench, and where the
+# report and the plot of it go.
 RUNS         ?= 5
 DURATION     ?= 5s
 HAPROXY      ?= haproxy
 BENCHFLAGS   ?=
 BENCH_REPORT ?= bin/bench.md
+BENCH_PLOT   ?= bin/bench.svg
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.14.0
 
@@ -82,9 +84,9 @@ fuzz: ## fuzz each target for FUZZTIME (1m)
 	done
 
 .PHONY: bench
-bench: build ## compare with HAProxy and with no proxy: CPU, throughput, latency, memory
+bench: build ## compare with HAProxy, nginx, Caddy and no proxy: CPU, throughput, latency, memory
 	go build -o bin/bench ./cmd/bench
-	@exec bin/bench -balancer bin/apiserver-lb -haproxy '$(HAPROXY)' -runs $(RUNS) -duration $(DURATION) -o '$(BENCH_REPORT)' $(BENCHFLAGS)
+	@exec bin/bench -balancer bin/apiserver-lb -haproxy '$(HAPROXY)' -runs $(RUNS) -duration $(DURATION) -o '$(BENCH_REPORT)' -plot '$(BENCH_PLOT)' $(BENCHFLAGS)
 
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint (the first run builds it: minutes)

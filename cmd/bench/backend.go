@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +21,7 @@ import (
 const (
 	smallPath = "/api/v1/namespaces/default/configmaps/x"
 	largePath = "/api/v1/configmaps"
+	watchPath = "/api/v1/namespaces/default/configmaps"
 	// token is the credential that requests carry and the backends ask for, so
 	// that a proxy which loses it is noticed.
 	token     = "bench"
@@ -31,10 +34,12 @@ const (
 	maxStreams = 100
 )
 
+// small is a typical small object.
+var small = []byte(`{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x","namespace":"default",` +
+	`"uid":"6c1f2a52-6f0f-4c39-8a3e-0d7f3b6b4c11","resourceVersion":"4711"},"data":{"key":"` + strings.Repeat("v", 32) + `"}}`)
+
 // backendHandler answers as a kube-apiserver would, from memory.
 func backendHandler() http.Handler {
-	small := []byte(`{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x","namespace":"default",` +
-		`"uid":"6c1f2a52-6f0f-4c39-8a3e-0d7f3b6b4c11","resourceVersion":"4711"},"data":{"key":"` + strings.Repeat("v", 32) + `"}}`)
 	large := []byte(`{"kind":"ConfigMapList","apiVersion":"v1","items":["`)
 	const end = `"]}`
 	large = append(large, strings.Repeat("x", largeSize-len(large)-len(end))...)
@@ -43,39 +48,29 @@ func backendHandler() http.Handler {
 	mux := http.NewServeMux()
 	answer := func(path string, body []byte) {
 		length := strconv.Itoa(len(body))
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-			if r.Header.Get("Authorization") != "Bearer "+token {
-				http.Error(w, "the bearer token is missing", http.StatusUnauthorized)
-				return
-			}
+		mux.HandleFunc("GET "+path, authorized(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.Header().Set("Content-Length", length)
 			_, _ = w.Write(body)
-		})
+		}))
 	}
 	answer(smallPath, small)
 	answer(largePath, large)
+	mux.HandleFunc("GET "+watchPath, authorized(serveWatch))
 	ok := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }
 	mux.HandleFunc("GET /livez", ok)
 	mux.HandleFunc("GET /readyz", ok)
 	return mux
 }
 
-// backendTLS pins the backend leg. crypto/tls does not let a program choose
-// among the ciphers of TLS 1.3; with AES in the processor it takes AES-128-GCM,
-// and a connection over anything else would not be comparable.
-func backendTLS(cert tls.Certificate) *tls.Config {
-	return &tls.Config{
-		Certificates:     []tls.Certificate{cert},
-		MinVersion:       tls.VersionTLS13,
-		CurvePreferences: []tls.CurveID{tls.X25519},
-		NextProtos:       []string{"h2", "http/1.1"},
-		VerifyConnection: func(state tls.ConnectionState) error {
-			if got := tls.CipherSuiteName(state.CipherSuite); got != cipher {
-				return fmt.Errorf("the backend leg got %s, want %s: does this processor have AES?", got, cipher)
-			}
-			return nil
-		},
+// authorized refuses requests that have lost their token on the way.
+func authorized(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+token {
+			http.Error(w, "the bearer token is missing", http.StatusUnauthorized)
+			return
+		}
+		next(w, r)
 	}
 }
 
@@ -91,6 +86,7 @@ func runBackends(certFile, keyFile string) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		TLSConfig:         backendTLS(cert),
+		ErrorLog:          log.New(quietLog{os.Stderr}, "bench: backends: ", 0),
 	}
 	var addresses []string
 	failed := make(chan error, backendCount+1)
@@ -113,6 +109,19 @@ func runBackends(certFile, keyFile string) error {
 		return err
 	}
 	return nil
+}
+
+// quietLog leaves out that clients go away while they connect, as proxies do
+// when they end.
+type quietLog struct{ w io.Writer }
+
+func (q quietLog) Write(line []byte) (int, error) {
+	for _, gone := range []string{"EOF\n", "connection reset by peer\n", "broken pipe\n"} {
+		if bytes.HasSuffix(line, []byte(gone)) {
+			return len(line), nil
+		}
+	}
+	return q.w.Write(line)
 }
 
 // startBackends starts this program again as the backends.

@@ -2,15 +2,16 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -121,17 +122,13 @@ func parseCounts(s string, names ...string) (map[string]int, error) {
 	return counts, nil
 }
 
-// logged is one request of h2load's log file.
-type logged struct {
-	start, took time.Duration // start is since the epoch
-}
-
 // parseLog parses h2load's --log-file (h2load(1)): per line the start in
 // microseconds since the epoch, the status code (-1: the stream failed) and
 // the microseconds until the end of the answer, and columns that are not known
-// yet. Any status but 2xx is an error.
-func parseLog(file []byte) ([]logged, error) {
-	var requests []logged
+// yet. Status 0 is that of an answer whose head came during the warm-up, which
+// is left out; any other but 2xx is an error. It returns the latencies, sorted.
+func parseLog(file []byte) ([]time.Duration, error) {
+	var all []time.Duration
 	for line := range bytes.Lines(file) {
 		fields := strings.Split(strings.TrimSuffix(string(line), "\n"), "\t")
 		if len(fields) < 3 {
@@ -144,33 +141,23 @@ func parseLog(file []byte) ([]logged, error) {
 				return nil, fmt.Errorf("%q: %w", line, err)
 			}
 		}
+		if n[1] == 0 {
+			continue
+		}
 		if n[1] < 200 || n[1] > 299 {
 			return nil, fmt.Errorf("%q: status %d", line, n[1])
 		}
 		const most = math.MaxInt64 / int64(time.Microsecond)
-		if n[0] < 0 || n[0] > most || n[2] < 0 || n[2] > most {
+		if n[2] < 0 || n[2] > most {
 			return nil, fmt.Errorf("%q: not a time", line)
 		}
-		requests = append(requests, logged{time.Duration(n[0]) * time.Microsecond, time.Duration(n[2]) * time.Microsecond})
+		all = append(all, time.Duration(n[2])*time.Microsecond)
 	}
-	return requests, nil
-}
-
-// latencies returns the sorted latencies of the requests that started at least
-// skip after the first: those before share the machine with handshakes.
-func latencies(requests []logged, skip time.Duration) []time.Duration {
-	if len(requests) == 0 {
-		return nil
-	}
-	first := slices.MinFunc(requests, func(a, b logged) int { return cmp.Compare(a.start, b.start) }).start
-	var all []time.Duration
-	for _, r := range requests {
-		if r.start-first >= skip {
-			all = append(all, r.took)
-		}
+	if len(all) == 0 {
+		return nil, errors.New("no request")
 	}
 	slices.Sort(all)
-	return all
+	return all, nil
 }
 
 // percentile is the smallest value that at least p percent of the sorted
@@ -180,15 +167,60 @@ func percentile(sorted []time.Duration, p float64) time.Duration {
 	return sorted[max(rank, 1)-1]
 }
 
-// h2load runs h2load against address for the given time.
-func h2load(ctx context.Context, c testCase, address string, threads int, d time.Duration, logFile string) (h2loadResult, error) {
-	ctx, cancel := context.WithTimeout(ctx, d+time.Minute)
-	defer cancel()
+// phases keeps what h2load prints and calls begin and end when it says that
+// its main phase, the one it counts, begins and ends. The first thread to say
+// so speaks for all.
+type phases struct {
+	output     bytes.Buffer
+	begin, end func() // nil once called
+}
+
+// Write is called with whole lines, which h2load flushes, or with parts of them.
+func (p *phases) Write(b []byte) (int, error) {
+	p.output.Write(b)
+	if p.begin != nil && bytes.Contains(p.output.Bytes(), []byte("Main benchmark duration is started")) {
+		p.begin()
+		p.begin = nil
+	}
+	if p.end != nil && bytes.Contains(p.output.Bytes(), []byte("Main benchmark duration is over")) {
+		p.end()
+		p.end = nil
+	}
+	return len(b), nil
+}
+
+const (
+	// h2loadEnds bounds how long h2load may take beyond its time. Version 1.52
+	// waits for ever, if it has stopped while a client was still connecting.
+	h2loadEnds = 15 * time.Second
+	// h2loadTries is how often it is run until it ends.
+	h2loadTries = 3
+)
+
+// h2load runs h2load against address for the given time, after a warm-up. The
+// meter runs while h2load counts.
+func h2load(ctx context.Context, c testCase, address string, threads int, d time.Duration, logFile string, m *meter) (h2loadResult, error) {
+	args := h2loadArgs(c, address, threads, d, logFile)
+	for try := 1; ; try++ {
+		output, err := runH2load(ctx, args, d, m)
+		if errors.Is(err, context.DeadlineExceeded) && try < h2loadTries {
+			fmt.Fprintln(os.Stderr, "h2load did not end; once more")
+			continue
+		}
+		if err != nil {
+			return h2loadResult{}, fmt.Errorf("h2load: %w\n%s", err, output)
+		}
+		return goodRun(output)
+	}
+}
+
+func h2loadArgs(c testCase, address string, threads int, d time.Duration, logFile string) []string {
 	args := []string{
 		"-t", strconv.Itoa(min(threads, c.connections)),
 		"-c", strconv.Itoa(c.connections),
 		"-m", strconv.Itoa(c.streams),
-		"-D", strconv.FormatFloat(d.Seconds(), 'f', -1, 64),
+		"--warm-up-time=" + strconv.FormatInt(warmUp.Milliseconds(), 10) + "ms",
+		"-D", strconv.FormatInt(d.Milliseconds(), 10) + "ms",
 		"-H", "authorization: Bearer " + token,
 		"--tls13-ciphers=" + cipher, "--groups=" + group,
 	}
@@ -198,11 +230,27 @@ func h2load(ctx context.Context, c testCase, address string, threads int, d time
 	if logFile != "" {
 		args = append(args, "--log-file="+logFile)
 	}
-	args = append(args, "https://"+address+c.path)
-	output, err := exec.CommandContext(ctx, "h2load", args...).CombinedOutput()
-	if err != nil {
-		return h2loadResult{}, fmt.Errorf("h2load: %w\n%s", err, output)
+	return append(args, "https://"+address+c.path)
+}
+
+// runH2load returns what h2load prints; context.DeadlineExceeded, if it does
+// not end.
+func runH2load(ctx context.Context, args []string, d time.Duration, m *meter) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, warmUp+d+h2loadEnds)
+	defer cancel()
+	out := &phases{begin: m.begin, end: m.end}
+	cmd := exec.CommandContext(ctx, "h2load", args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
 	}
+	return out.output.Bytes(), err
+}
+
+// goodRun parses the output of a run in which all went well.
+func goodRun(output []byte) (h2loadResult, error) {
 	r, err := parseH2load(output)
 	if err != nil {
 		return h2loadResult{}, fmt.Errorf("%w:\n%s", err, output)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +32,11 @@ func TestParseH2Load(t *testing.T) {
 			output: file("h2load.txt"),
 			want:   h2loadResult{tls: "TLSv1.3 TLS_AES_128_GCM_SHA256 X25519 h2", rate: 15936.33, succeeded: 47809},
 		},
+		{
+			name:   "a run with a warm-up and two threads",
+			output: file("h2load-warm-up.txt"),
+			want:   h2loadResult{tls: "TLSv1.3 TLS_AES_128_GCM_SHA256 X25519 h2", rate: 999, succeeded: 999},
+		},
 		{name: "nobody listens", output: file("h2load-refused.txt"), want: h2loadResult{tls: "   ", bad: 100}},
 		{name: "bad answers", output: summary, want: h2loadResult{tls: "   ", rate: 10.5, succeeded: 8, bad: 1 + 1 + 1 + 2}},
 		{name: "nothing", output: "", err: "no summary"},
@@ -51,44 +58,84 @@ func TestParseH2Load(t *testing.T) {
 }
 
 func TestParseLog(t *testing.T) {
-	const ms = time.Millisecond
 	tests := []struct {
 		name, file string
-		want       []logged
+		want       []time.Duration
 		err        string
 	}{
-		{name: "empty"},
+		{name: "empty", err: "no request"},
 		{
-			name: "rows, with a column of later versions",
-			file: "1000\t200\t14000\n2000\t201\t5000\tmore\n",
-			want: []logged{{1 * ms, 14 * ms}, {2 * ms, 5 * ms}},
+			// Out of order, as several threads write it.
+			name: "rows, with a column of later versions, and one of the warm-up",
+			file: "1000\t200\t14000\n900\t0\t1000\n2000\t201\t5000\tmore\n",
+			want: []time.Duration{5 * ms, 14 * ms},
 		},
 		{name: "a failed stream", file: "1000\t-1\t14000\n", err: "status -1"},
 		{name: "an error", file: "1000\t503\t14000\n", err: "status 503"},
 		{name: "cut off", file: "1000\t200\t14000\n2000\t2", err: "has 2 columns"},
 		{name: "no number", file: "1000\t200\tx\n", err: "invalid syntax"},
 		{name: "no time", file: "1000\t200\t-1\n", err: "not a time"},
-		{name: "a time beyond all bounds", file: "9223372036854775807\t200\t1\n", err: "not a time"},
+		{name: "a time beyond all bounds", file: "1\t200\t9223372036854775807\n", err: "not a time"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := parseLog([]byte(tt.file))
 			checkError(t, err, tt.err)
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(logged{})); diff != "" {
+			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-func TestLatencies(t *testing.T) {
-	// Out of order, as several threads write it.
-	requests := []logged{{1500, 3}, {1000, 90}, {1499, 80}, {2000, 1}, {1700, 2}}
-	if diff := cmp.Diff([]time.Duration{1, 2, 3}, latencies(requests, 500)); diff != "" {
+func TestGoodRun(t *testing.T) {
+	tests := []struct{ file, replace, with, err string }{
+		{file: "h2load-warm-up.txt"},
+		{file: "h2load-refused.txt", err: "0 good answers, 100 bad"},
+		{file: "h2load-warm-up.txt", replace: "0 5xx", with: "3 5xx", err: "999 good answers, 3 bad"},
+		{file: "h2load-warm-up.txt", replace: "AES_128", with: "AES_256", err: "the client leg is"},
+		{file: "h2load-warm-up.txt", replace: "requests:", with: "", err: "no summary"},
+	}
+	for _, tt := range tests {
+		output, err := os.ReadFile("testdata/" + tt.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = goodRun(bytes.Replace(output, []byte(tt.replace), []byte(tt.with), 1))
+		checkError(t, err, tt.err)
+	}
+}
+
+func TestH2loadArgs(t *testing.T) {
+	c := testCase{connections: 10, streams: 2, rate: 1000, path: "/path"}
+	want := "-t 4 -c 10 -m 2 --warm-up-time=1000ms -D 1500ms -H authorization: Bearer bench " +
+		"--tls13-ciphers=TLS_AES_128_GCM_SHA256 --groups=X25519 --rps=100 --log-file=/log https://127.0.0.1:1/path"
+	if diff := cmp.Diff(want, strings.Join(h2loadArgs(c, "127.0.0.1:1", 4, 1500*time.Millisecond, "/log"), " ")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := latencies(nil, 500); len(got) != 0 {
-		t.Errorf("latencies of nothing: %v", got)
+}
+
+// The meter runs from the first thread's begin to the first thread's end,
+// however the output is cut.
+func TestPhases(t *testing.T) {
+	output, err := os.ReadFile("testdata/h2load-warm-up.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{1, 7, len(output)} {
+		var calls []string
+		p := &phases{begin: func() { calls = append(calls, "begin") }, end: func() { calls = append(calls, "end") }}
+		for part := range slices.Chunk(output, size) {
+			if n, err := p.Write(part); n != len(part) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		if diff := cmp.Diff([]string{"begin", "end"}, calls); diff != "" {
+			t.Errorf("in parts of %d (-want +got):\n%s", size, diff)
+		}
+		if !bytes.Equal(p.output.Bytes(), output) {
+			t.Errorf("in parts of %d, kept %q", size, &p.output)
+		}
 	}
 }
 
@@ -114,7 +161,7 @@ func TestPercentile(t *testing.T) {
 }
 
 func FuzzParseH2load(f *testing.F) {
-	for _, name := range []string{"h2load.txt", "h2load-refused.txt"} {
+	for _, name := range []string{"h2load.txt", "h2load-refused.txt", "h2load-warm-up.txt"} {
 		output, err := os.ReadFile("testdata/" + name)
 		if err != nil {
 			f.Fatal(err)
@@ -136,19 +183,12 @@ func FuzzParseLog(f *testing.F) {
 	f.Add([]byte("1795404190950134\t200\t14506\n1795404190950181\t200\t14511\n"))
 	f.Add([]byte("1795404190950134\t-1\t14506\n"))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		requests, err := parseLog(file)
+		all, err := parseLog(file)
 		if err != nil {
 			return
 		}
-		for _, r := range requests {
-			if r.start < 0 || r.took < 0 {
-				t.Errorf("negative times in %+v", r)
-			}
-		}
-		if all := latencies(requests, 0); len(all) != len(requests) {
-			t.Errorf("%d latencies of %d requests", len(all), len(requests))
-		} else if len(all) > 0 && percentile(all, 50) > percentile(all, 99) {
-			t.Errorf("p50 above p99 of %v", all)
+		if len(all) == 0 || all[0] < 0 || percentile(all, 50) > percentile(all, 99) {
+			t.Errorf("latencies %v", all)
 		}
 	})
 }

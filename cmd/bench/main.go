@@ -1,25 +1,24 @@
-// Command bench measures what a proxy costs: apiserver-lb, HAProxy and no proxy
-// at all, one after another in one run, in front of the same three backends,
-// over loopback, TLS 1.3 and HTTP/2 on both legs with the same cipher and curve.
+// Command bench measures what a proxy costs: apiserver-lb, HAProxy, nginx,
+// Caddy and no proxy at all, one after another in one run, in front of the same
+// three backends, over loopback, TLS 1.3 and HTTP/2 with the same cipher and
+// curve on both legs.
 //
-// It needs h2load (Debian: nghttp2-client) and haproxy, and installs them with
-// apt-get where they are missing and it runs as root. For each case it reports
-// the CPU time of the proxy per request (all threads, user and system), the
-// throughput, the latency at a fixed low rate and the peak of resident memory,
-// as medians of several runs; each figure's lowest and highest value shows the
-// noise. The order of the peers changes from run to run.
+// It needs h2load (Debian: nghttp2-client) and the other proxies, and installs
+// them with apt-get where they are missing and it runs as root; a proxy that it
+// cannot have is left out aloud. h2load makes the load of requests; watches and
+// handshakes are this program's own. For each case it reports the CPU time of
+// the proxy (all threads and child processes, user and system), rates, latency
+// at a fixed low rate, and memory, as medians of several runs; each figure's
+// lowest and highest value shows the noise. The peers take turns under each
+// case, in an order that changes from run to run.
 package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
-	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
 	"runtime"
 	"slices"
@@ -34,11 +33,14 @@ type options struct {
 	runs              int
 	duration          time.Duration
 	peers, cases      string
-	output            string
+	output, plot      string
 }
 
+// shortest is a duration that shows whether the benchmark works, no more.
+const shortest = 500 * time.Millisecond
+
 func init() {
-	// The proxies are told to die with the thread that started them, so main
+	// The proxies are told to end with the thread that started them, so main
 	// stays on the first one, which lives as long as the process.
 	runtime.LockOSThread()
 }
@@ -56,9 +58,14 @@ func main() {
 	flag.StringVar(&o.haproxy, "haproxy", "haproxy", "the HAProxy `program`")
 	flag.IntVar(&o.runs, "runs", 5, "`how many` runs; the report has their medians")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "`how long` each case is measured")
-	flag.StringVar(&o.peers, "peers", strings.Join([]string{noProxy, ours, reference}, ","), "`which` peers, comma-separated")
+	var names []string
+	for _, p := range allPeers("", "") {
+		names = append(names, p.name)
+	}
+	flag.StringVar(&o.peers, "peers", strings.Join(names, ","), "`which` peers, comma-separated")
 	flag.StringVar(&o.cases, "cases", "", "only the cases whose name has this `text` in it")
 	flag.StringVar(&o.output, "o", "", "write the report to this `file` as well")
+	flag.StringVar(&o.plot, "plot", "", "draw the ratios into this `file`, as SVG")
 	flag.Parse()
 
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -77,8 +84,8 @@ func (o options) choose() ([]peer, []testCase, error) {
 	if o.runs < 1 {
 		return nil, nil, fmt.Errorf("-runs %d: want at least 1", o.runs)
 	}
-	if o.duration < time.Second {
-		return nil, nil, fmt.Errorf("-duration %v: want at least 1s", o.duration)
+	if o.duration < shortest {
+		return nil, nil, fmt.Errorf("-duration %v: want at least %v", o.duration, shortest)
 	}
 	var peers []peer
 	known := allPeers(o.balancer, o.haproxy)
@@ -97,35 +104,22 @@ func (o options) choose() ([]peer, []testCase, error) {
 }
 
 func bench(ctx context.Context, o options) error {
-	peers, cases, err := o.choose()
+	wanted, cases, err := o.choose()
 	if err != nil {
 		return err
 	}
 	if err := ensureTool(ctx, "h2load", "nghttp2-client", "to make the load"); err != nil {
 		return err
 	}
-	var names, versions []string
-	for _, p := range peers {
-		names = append(names, p.name)
-		if p.name == reference && o.haproxy == "haproxy" {
-			if err := ensureTool(ctx, "haproxy", "haproxy", "to compare with"); err != nil {
-				return err
-			}
-		}
-		if p.version != nil {
-			version, err := p.version(ctx)
-			if err != nil {
-				return err
-			}
-			versions = append(versions, version)
-		}
+	peers, versions, leftOut, err := gather(ctx, wanted)
+	if err != nil {
+		return err
 	}
 	version, err := firstLine(ctx, "h2load", "--version")
 	if err != nil {
 		return err
 	}
-	versions = append(versions, version, runtime.Version())
-	head, err := describe(time.Now(), versions)
+	head, err := describe(time.Now(), append(versions, version, runtime.Version()))
 	if err != nil {
 		return err
 	}
@@ -135,93 +129,58 @@ func bench(ctx context.Context, o options) error {
 		return err
 	}
 	defer closeLab()
-	got := results{}
+	got, err := measureAll(ctx, l, peers, cases, o)
+	if err != nil {
+		return err
+	}
+
+	var names []string
+	for _, p := range peers {
+		names = append(names, p.name)
+	}
+	report := fmt.Sprintf("%sEach figure is the median of %d (the lowest to the highest), each measured for %v.\n\n%s\n%s\n%s",
+		head, o.runs, o.duration, figures(got, names, cases), ratios(got, names, cases), notes(l, peers, leftOut, got, cases))
+	fmt.Print(report)
+	if o.output != "" {
+		if err := os.WriteFile(o.output, []byte(report), 0o600); err != nil {
+			return err
+		}
+	}
+	if o.plot != "" {
+		if err := os.WriteFile(o.plot, []byte(plot(plotRows(got, names, cases), names)), 0o600); err != nil {
+			return err
+		}
+	}
+	if n := len(got.errs); n > 0 {
+		return fmt.Errorf("%d measurements failed; the report says which", n)
+	}
+	return nil
+}
+
+// measureAll measures each peer under each case in each run. A peer that fails
+// in a case is not measured in it again.
+func measureAll(ctx context.Context, l *lab, peers []peer, cases []testCase, o options) (*results, error) {
+	got := newResults()
 	for run := range o.runs {
-		for i := range peers {
-			p := peers[(run+i)%len(peers)]
-			for _, c := range cases {
-				s, err := measure(ctx, l, p, c, o.duration)
-				if err != nil {
-					return fmt.Errorf("%s, %s: %w", p.name, c.name, err)
+		for _, c := range cases {
+			for i := range peers {
+				p := peers[(run+i)%len(peers)]
+				if !c.suits(p) || got.failed(p.name, c.name) {
+					continue
 				}
-				fmt.Fprintf(os.Stderr, "run %d of %d  %-12s  %-32s  %8.0f requests/s  %6.1f µs of CPU each\n",
-					run+1, o.runs, p.name, c.name, s.rate, float64(s.cpu)/float64(time.Microsecond))
+				s, err := measure(ctx, l, p, c, o.duration)
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				if err != nil {
+					fmt.Fprintf(os.Stderr, "run %d of %d  %-12s  %s failed: %v\n", run+1, o.runs, p.name, c.name, err)
+					got.fail(p.name, c.name, err)
+					continue
+				}
+				fmt.Fprintf(os.Stderr, "run %d of %d  %-12s  %-50s  %s\n", run+1, o.runs, p.name, c.name, c.summary(p, s))
 				got.add(p.name, c.name, s)
 			}
 		}
 	}
-
-	report := fmt.Sprintf("%sEach figure is the median of %d (the lowest to the highest), each measured for %v.\n\n%s",
-		head, o.runs, o.duration, table(got, names, cases))
-	fmt.Print(report)
-	if o.output != "" {
-		return os.WriteFile(o.output, []byte(report), 0o600)
-	}
-	return nil
-}
-
-// openLab makes the certificates and starts the backends.
-func openLab(ctx context.Context) (*lab, func(), error) {
-	dir, err := os.MkdirTemp("", "apiserver-lb-bench-")
-	if err != nil {
-		return nil, nil, err
-	}
-	fail := func(err error) (*lab, func(), error) {
-		_ = os.RemoveAll(dir)
-		return nil, nil, err
-	}
-	p, err := newPKI(dir)
-	if err != nil {
-		return fail(err)
-	}
-	ca, err := os.ReadFile(p.ca)
-	if err != nil {
-		return fail(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
-	backends, stop, err := startBackends(ctx, p)
-	if err != nil {
-		return fail(err)
-	}
-	l := &lab{
-		dir:           dir,
-		pki:           p,
-		backends:      backends,
-		threads:       runtime.NumCPU(),
-		clientThreads: max(1, runtime.NumCPU()/2),
-		client: &http.Client{
-			Timeout: 2 * time.Second,
-			Transport: &http.Transport{
-				TLSClientConfig:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13},
-				ForceAttemptHTTP2: true,
-				DisableKeepAlives: true,
-			},
-		},
-	}
-	return l, func() {
-		stop()
-		_ = os.RemoveAll(dir)
-	}, nil
-}
-
-// ensureTool installs a Debian package if its program is missing and this
-// process may install it.
-func ensureTool(ctx context.Context, program, pkg, why string) error {
-	if _, err := exec.LookPath(program); err == nil {
-		return nil
-	}
-	apt, err := exec.LookPath("apt-get")
-	if err != nil || os.Geteuid() != 0 {
-		return fmt.Errorf("%s is missing, %s: install it (Debian: apt-get install %s)", program, why, pkg)
-	}
-	fmt.Fprintf(os.Stderr, "installing %s with apt-get, %s\n", pkg, why)
-	for _, args := range [][]string{{"update", "-q"}, {"install", "-q", "-y", "--no-install-recommends", pkg}} {
-		cmd := exec.CommandContext(ctx, apt, args...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w\n%s", cmd, err, out)
-		}
-	}
-	return nil
+	return got, nil
 }

@@ -78,6 +78,17 @@ func newPKI(dir string) (pki, error) {
 	return p, nil
 }
 
+// roots is the pool of the CA alone.
+func (p pki) roots() (*x509.CertPool, error) {
+	ca, err := os.ReadFile(p.ca)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	return roots, nil
+}
+
 func certTemplate(serial int64, commonName string) *x509.Certificate {
 	now := time.Now()
 	return &x509.Certificate{

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,31 +51,32 @@ func parseStat(line []byte) (procStat, error) {
 	return s, nil
 }
 
-// parsePeakRSS returns the highest resident set size so far, in bytes, from
-// /proc/PID/status (proc_pid_status(5), VmHWM).
-func parsePeakRSS(status []byte) (int64, error) {
+// parseMemory returns a figure of memory in bytes from /proc/PID/status
+// (proc_pid_status(5)): VmRSS, the resident set, or VmHWM, its peak so far.
+func parseMemory(status []byte, name string) (int64, error) {
 	for line := range bytes.Lines(status) {
-		rest, ok := bytes.CutPrefix(line, []byte("VmHWM:"))
+		rest, ok := bytes.CutPrefix(line, []byte(name+":"))
 		if !ok {
 			continue
 		}
 		fields := strings.Fields(string(rest))
 		if len(fields) != 2 || fields[1] != "kB" {
-			return 0, fmt.Errorf("VmHWM in %q: want a number and kB", line)
+			return 0, fmt.Errorf("%s in %q: want a number and kB", name, line)
 		}
 		n, err := strconv.ParseUint(fields[0], 10, 48)
 		if err != nil {
-			return 0, fmt.Errorf("VmHWM: %w", err)
+			return 0, fmt.Errorf("%s: %w", name, err)
 		}
 		return int64(n) << 10, nil
 	}
-	return 0, errors.New("no VmHWM")
+	return 0, fmt.Errorf("no %s", name)
 }
 
-// usage is what a process and its descendants have used so far.
+// usage is what a process and its descendants have used so far. Memory that
+// several of them share counts for each.
 type usage struct {
-	cpu     time.Duration
-	peakRSS int64 // bytes
+	cpu          time.Duration
+	rss, peakRSS int64 // bytes
 }
 
 // usageOf adds up the process tree below pid.
@@ -94,12 +94,17 @@ func usageOf(pid int) (usage, error) {
 		if err != nil {
 			return usage{}, err
 		}
-		rss, err := parsePeakRSS(status)
+		rss, err := parseMemory(status, "VmRSS")
+		if err != nil {
+			return usage{}, fmt.Errorf("/proc/%d/status: %w", p, err)
+		}
+		peak, err := parseMemory(status, "VmHWM")
 		if err != nil {
 			return usage{}, fmt.Errorf("/proc/%d/status: %w", p, err)
 		}
 		u.cpu += stats[p].cpu
-		u.peakRSS += rss
+		u.rss += rss
+		u.peakRSS += peak
 	}
 	return u, nil
 }

@@ -38,7 +38,7 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
-func TestParsePeakRSS(t *testing.T) {
+func TestParseMemory(t *testing.T) {
 	tests := []struct {
 		name, status string
 		want         int64
@@ -51,7 +51,7 @@ func TestParsePeakRSS(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := parsePeakRSS([]byte(tt.status))
+			got, err := parseMemory([]byte(tt.status), "VmHWM")
 			checkError(t, err, tt.err)
 			if got != tt.want {
 				t.Errorf("got %d, want %d", got, tt.want)
@@ -75,8 +75,8 @@ func TestUsageOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if before.peakRSS < 1<<20 {
-		t.Errorf("peak RSS of %d bytes", before.peakRSS)
+	if before.rss < 1<<20 || before.peakRSS < before.rss {
+		t.Errorf("RSS of %d bytes, peak %d", before.rss, before.peakRSS)
 	}
 	for after := before; after.cpu == before.cpu; {
 		if after, err = usageOf(os.Getpid()); err != nil {
@@ -101,10 +101,10 @@ func FuzzParseStat(f *testing.F) {
 	})
 }
 
-func FuzzParsePeakRSS(f *testing.F) {
+func FuzzParseMemory(f *testing.F) {
 	f.Add([]byte("VmPeak:\t  2000 kB\nVmHWM:\t  1500 kB\n"))
 	f.Fuzz(func(t *testing.T, status []byte) {
-		if n, err := parsePeakRSS(status); n < 0 || (err != nil && n != 0) {
+		if n, err := parseMemory(status, "VmHWM"); n < 0 || (err != nil && n != 0) {
 			t.Errorf("%d bytes, error %v", n, err)
 		}
 	})
