@@ -10,7 +10,8 @@
 // the proxy (all threads and child processes, user and system), rates, latency
 // at a fixed low rate, and memory, as medians of several runs; each figure's
 // lowest and highest value shows the noise. The peers take turns under each
-// case, in an order that changes from run to run.
+// case, in an order that changes from run to run. The idle watches want 3,000
+// open files of each process (ulimit -Hn).
 package main
 
 import (
