@@ -1,0 +1,105 @@
+package relay
+
+import "time"
+
+// budget is a token bucket: what it holds may be spent at once, and it fills again
+// over time.
+type budget struct {
+	left float64
+	at   time.Time
+}
+
+// spend takes cost out of a bucket that holds at most burst and gets rate each
+// second, and reports whether there was as much.
+func (b *budget) spend(cost, burst, rate float64, now time.Time) bool {
+	if b.at.IsZero() {
+		b.left = burst
+	} else {
+		b.left = min(burst, b.left+rate*now.Sub(b.at).Seconds())
+	}
+	b.at = now
+	if b.left < cost {
+		return false
+	}
+	b.left -= cost
+	return true
+}
+
+// What a client connection may do that costs more than it brings. The defaults let
+// a controller cancel a thousand watches at once and a kubelet send hundreds of PINGs
+// a second, for as long as they like.
+const (
+	// Requests taken back before they were answered (rapid reset, CVE-2023-44487),
+	// and those that made us reset them (CVE-2025-8671).
+	resetBurst = 500
+	resetRate  = 50 // per second
+	// costAnswered is for a request taken back after its answer had begun, as every
+	// watch is in the end.
+	costAnswered = 0.2
+	// costFault is for a stream that ends by a fault of the client.
+	costFault = 5
+
+	// Frames that carry nothing: SETTINGS, PING, PRIORITY, empty DATA, unknown ones,
+	// and WINDOW_UPDATEs beyond those that DATA is owed.
+	controlBurst = 2000
+	controlRate  = 500 // per second
+	costSettings = 10
+	// owedUpdates is how many WINDOW_UPDATEs a DATA frame may draw, one for the stream
+	// and one for the connection, and as many for each updateBytes of it; credit for
+	// them does not grow beyond maxOwedUpdates. A frame cut short by a tiny window,
+	// of fewer than tinyData bytes, draws none.
+	owedUpdates    = 2
+	updateBytes    = 1024
+	maxOwedUpdates = 10000
+	tinyData       = 256
+)
+
+// errCalm ends a connection that does too much of what brings nothing.
+func errCalm(what string) error { return &connError{codeEnhanceYourCalm, "too many " + what} }
+
+// spend accounts for a frame from a client.
+func (cc *clientConn) spend(f *frame) error {
+	cost := 0.0
+	switch f.typ {
+	case frameHeaders, frameContinuation, frameReset:
+		return nil // see headers, handleContinuation and reset
+	case frameData:
+		if len(f.payload) > 0 || f.has(flagEndStream) {
+			return nil
+		}
+		cost = 1
+	case frameWindowUpdate:
+		if cc.updates > 0 {
+			cc.updates--
+			return nil
+		}
+		cost = 1
+	case frameSettings:
+		cost = costSettings
+		if f.has(flagAck) {
+			cost = 1
+		}
+	default:
+		cost = 1
+	}
+	if !cc.control.spend(cost, controlBurst, controlRate, cc.sh.now) {
+		return errCalm("control frames")
+	}
+	return nil
+}
+
+// charge accounts for a stream that the client took back, or made us reset.
+func (cc *clientConn) charge(cost float64) error {
+	if !cc.resets.spend(cost, resetBurst, resetRate, cc.sh.now) {
+		return errCalm("streams reset")
+	}
+	return nil
+}
+
+// drew notes n bytes of DATA that were sent and may draw WINDOW_UPDATEs; cut says
+// that a window left no room for more.
+func (cc *clientConn) drew(n int, cut bool) {
+	if n > 0 && (!cut || n >= tinyData) {
+		cc.updates = min(maxOwedUpdates, cc.updates+owedUpdates*(1+n/updateBytes))
+	}
+}

@@ -1,0 +1,92 @@
+package relay
+
+// buffer holds what waits to be sent of one direction of a stream. With keep, what
+// has been sent stays, so that it can be sent again from the beginning.
+type buffer struct {
+	chunks [][]byte
+	chunk  int   // index of the chunk with the next byte to be sent
+	at     int   // offset of that byte in it
+	unsent int   // bytes from there on
+	sent   int64 // offset of that byte in all that was ever added
+	keep   bool
+	kept   int   // bytes before it that are still there
+	gone   int64 // bytes that are not there any more
+}
+
+// add copies p to the end.
+func (b *buffer) add(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	b.chunks = append(b.chunks, append([]byte(nil), p...))
+	b.unsent += len(p)
+}
+
+// next returns the bytes to be sent next, at most max of them, as far as they lie
+// in one piece.
+func (b *buffer) next(maxBytes int) []byte {
+	if b.unsent == 0 {
+		return nil
+	}
+	p := b.chunks[b.chunk][b.at:]
+	return p[:min(len(p), maxBytes)]
+}
+
+// advance notes that n bytes of what next returned have been sent.
+func (b *buffer) advance(n int) {
+	b.at += n
+	b.unsent -= n
+	b.sent += int64(n)
+	b.kept += n
+	if b.at == len(b.chunks[b.chunk]) {
+		b.chunk++
+		b.at = 0
+	}
+	if !b.keep {
+		b.drop()
+	}
+}
+
+// drop lets go of the chunks that have been sent.
+func (b *buffer) drop() {
+	b.keep = false
+	clear(b.chunks[:b.chunk])
+	if b.chunk == len(b.chunks) {
+		b.chunks = nil
+	} else {
+		b.chunks = b.chunks[b.chunk:]
+	}
+	b.chunk = 0
+	b.gone, b.kept = b.sent, 0
+}
+
+// whole reports whether all that was added is still there.
+func (b *buffer) whole() bool { return b.gone == 0 }
+
+// rewind begins anew. The buffer must be whole.
+func (b *buffer) rewind() {
+	b.unsent += b.kept
+	b.chunk, b.at, b.kept, b.sent = 0, 0, 0, 0
+}
+
+// discard empties the buffer.
+func (b *buffer) discard() {
+	b.sent += int64(b.unsent)
+	b.chunks, b.chunk, b.at, b.unsent = nil, 0, 0, 0
+	b.gone, b.kept = b.sent, 0
+}
+
+// size returns the bytes that are there, sent or not.
+func (b *buffer) size() int { return b.kept + b.unsent }
+
+// prefix returns up to n bytes from the beginning, without taking them away.
+func (b *buffer) prefix(n int) []byte {
+	var p []byte
+	for _, c := range b.chunks {
+		if len(p) == n {
+			break
+		}
+		p = append(p, c[:min(len(c), n-len(p))]...)
+	}
+	return p
+}

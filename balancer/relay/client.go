@@ -1,0 +1,356 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"apiserver-lb/balancer"
+)
+
+// clientConn is the connection of a client.
+type clientConn struct {
+	conn
+
+	// Static after construction.
+	client *balancer.Client
+	chain  []*x509.Certificate
+
+	// Guarded by sh.mu.
+	streams map[uint32]*stream
+	last    uint32 // the highest id that the client has opened
+	leaving leaving
+	leaveAt time.Time // when the second GOAWAY is due
+	idleAt  time.Time // when the last stream ended
+	extra   int       // bytes of window at backends beyond the usual, of all streams
+
+	undone  [16]uint32 // ids of streams that we reset, newest at undoneAt-1
+	undoneN int
+	resets  budget
+	control budget
+	updates int // WINDOW_UPDATEs that DATA has drawn
+}
+
+// leaving is how far a connection is on its way out (RFC 9113, section 6.8).
+type leaving uint8
+
+const (
+	staying  leaving = iota
+	warned           // GOAWAY with the highest id there is: no new streams, please
+	finished         // GOAWAY with the last id that we have seen: later ones are ignored
+)
+
+const (
+	// maxStreams is how many requests one client connection may have in flight.
+	// Some controllers hold many hundreds of watches on a connection.
+	maxStreams = 1000
+	// clientWindow is how much of a request body may wait here for its backend, and
+	// clientConnWindow the same for all bodies of a connection: a client that fills
+	// it waits for itself alone.
+	clientWindow     = 128 << 10
+	clientConnWindow = 1 << 20
+	// headerSlack is how much larger than its limit a header list may be, as with
+	// Go's server in kube-apiserver (net/http, http2Server.maxHeaderListSize).
+	headerSlack = 320
+	// leaveAfter is the time between the two GOAWAYs, for requests under way.
+	leaveAfter = time.Second
+	// cutAfter is how long a client that is slow to read may take for what is left
+	// when its connection ends well.
+	cutAfter = 30 * time.Second
+	// A client that was silent for pingAfter is asked whether it is there; one that
+	// does not answer within pingTimeout is gone.
+	clientPingAfter   = 30 * time.Second
+	clientPingTimeout = 15 * time.Second
+)
+
+// Serve carries the requests of a client connection whose TLS handshake is over and
+// has agreed on h2. It returns when the connection has ended; the caller closes it.
+func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
+	defer failStop()
+	sock, ok := t.NetConn().(*Sock)
+	if !ok {
+		panic("relay: the listener was not wrapped in relay.Listener")
+	}
+	sh := r.shards[r.turn.Add(1)%uint64(len(r.shards))]
+	cc := &clientConn{client: client, chain: t.ConnectionState().PeerCertificates, streams: map[uint32]*stream{}}
+	cc.init(sh, cc, t, sock, r.MaxHeaderBytes+headerSlack)
+	cc.receivable, cc.creditAt = clientConnWindow, clientConnWindow/2
+	sh.lock()
+	cc.idleAt, cc.since = sh.now, sh.now
+	if sh.closed {
+		sh.mu.Unlock()
+		return
+	}
+	sh.clients[cc] = struct{}{}
+	out := appendSettings(cc.begin(),
+		setting{settingMaxStreams, maxStreams},
+		setting{settingInitialWindow, clientWindow},
+		setting{settingMaxHeaderListSize, uint32(r.MaxHeaderBytes + headerSlack)})
+	cc.write(appendWindowUpdate(out, 0, clientConnWindow-defaultWindow))
+	if sh.draining {
+		cc.leave()
+	}
+	sh.unlockAndFlush()
+
+	err := cc.read(preface)
+	sh.lock()
+	cc.end(err)
+	delete(sh.clients, cc)
+	sh.unlockAndFlush()
+	if !expected(err) {
+		r.Log.Debug("client connection ended", "peer", client.Peer.String(), "err", err)
+	}
+}
+
+// failStop ends the process after a panic, where net/http would go on. What happens
+// under a shard's lock concerns many clients, and who is who: in a state that nobody
+// foresaw, nothing may be sent any more.
+func failStop() {
+	if p := recover(); p != nil {
+		stack := debug.Stack()
+		go func() { panic(fmt.Sprintf("%v\n\n%s", p, stack)) }()
+		select {}
+	}
+}
+
+// ended takes back all requests.
+func (cc *clientConn) ended(error) {
+	for _, s := range cc.streams {
+		s.clientGone()
+	}
+}
+
+func (cc *clientConn) lastID() uint32 { return cc.last }
+
+func (cc *clientConn) idle(id uint32) bool { return id > cc.last || id%2 == 0 }
+
+func (cc *clientConn) goAway(uint32, code) {} // we open no streams; it may finish those that it has
+
+func (cc *clientConn) pump() {
+	cc.pumpReady(
+		func(s *stream) (*lane, uint32) {
+			if s.done {
+				return nil, 0
+			}
+			return &s.down, s.id
+		},
+		func(s *stream, n int) {
+			cc.drew(n, s.down.buf.unsent > 0)
+			s.delivered(n)
+		})
+}
+
+// headers begins a request, or ends its body with trailers.
+func (cc *clientConn) headers(id uint32, end bool) error {
+	if s := cc.streams[id]; s != nil {
+		return cc.trailers(s, end)
+	}
+	switch {
+	case id%2 == 0:
+		return &connError{codeProtocol, "a stream with an even id"}
+	case id <= cc.last && cc.wasUndone(id):
+		return nil // it crossed our reset
+	case id <= cc.last:
+		return &connError{codeStreamClosed, "HEADERS on a closed stream"}
+	case cc.leaving == finished:
+		return nil // after the last GOAWAY; the client sends it elsewhere
+	}
+	cc.last = id
+	if len(cc.streams) >= maxStreams {
+		cc.undo(id, codeRefusedStream)
+		return cc.charge(1)
+	}
+	h, problem := parseRequest(cc.sh.fields)
+	if problem != "" && !cc.sh.tooLarge() {
+		cc.undo(id, codeProtocol)
+		return cc.charge(costFault)
+	}
+	s := newStream(cc, id, h, end)
+	cc.streams[id] = s
+	s.begin(&h)
+	return nil
+}
+
+// trailers ends a request body. The trailers themselves stay behind: a proxy may
+// discard them (RFC 9110, section 6.5.1), kube-apiserver reads none, and what
+// speaks of identity must not arrive by that way either.
+func (cc *clientConn) trailers(s *stream, end bool) error {
+	if s.up.end {
+		return cc.fault(s, codeStreamClosed)
+	}
+	if !end || cc.sh.tooLarge() {
+		return cc.fault(s, codeProtocol)
+	}
+	for i := range cc.sh.fields {
+		if badField(&cc.sh.fields[i]) != "" {
+			return cc.fault(s, codeProtocol)
+		}
+	}
+	return cc.body(s, nil, true)
+}
+
+func (cc *clientConn) data(id uint32, p []byte, size int, end bool) error {
+	s := cc.streams[id]
+	if s == nil {
+		cc.credit(size)
+		if cc.wasUndone(id) {
+			return nil
+		}
+		cc.undo(id, codeStreamClosed)
+		return cc.charge(costFault)
+	}
+	if s.up.end {
+		cc.credit(size)
+		return cc.fault(s, codeStreamClosed)
+	}
+	if s.up.receivable -= size; s.up.receivable < 0 {
+		cc.credit(size)
+		return cc.fault(s, codeFlowControl)
+	}
+	s.uploaded(size - len(p)) // padding has arrived where it goes
+	return cc.body(s, p, end)
+}
+
+// body takes a piece of a request body.
+func (cc *clientConn) body(s *stream, p []byte, end bool) error {
+	if s.length >= 0 {
+		if s.length -= int64(len(p)); s.length < 0 || end && s.length > 0 {
+			cc.credit(len(p))
+			return cc.fault(s, codeProtocol)
+		}
+	}
+	s.up.end = end
+	s.bodyCame(p)
+	return nil
+}
+
+// reset takes a request back.
+func (cc *clientConn) reset(id uint32, _ code) error {
+	s := cc.streams[id]
+	if s == nil {
+		return cc.charge(costAnswered)
+	}
+	cost := 1.0
+	if s.answered {
+		cost = costAnswered
+	}
+	s.clientGone()
+	return cc.charge(cost)
+}
+
+func (cc *clientConn) streamWindow(id, increment uint32) error {
+	s := cc.streams[id]
+	switch {
+	case s == nil && increment == 0 && !cc.wasUndone(id):
+		return cc.charge(costFault)
+	case s == nil:
+		return nil
+	case increment == 0:
+		return cc.fault(s, codeProtocol)
+	}
+	if s.down.window += int64(increment); s.down.window > maxWindow {
+		return cc.fault(s, codeFlowControl)
+	}
+	if s.answered && s.down.waits() {
+		cc.enqueue(s, &s.down)
+	}
+	return nil
+}
+
+func (cc *clientConn) windowChanged(delta int64) error {
+	for _, s := range cc.streams {
+		if s.down.window += delta; s.down.window > maxWindow {
+			return &connError{codeFlowControl, "stream window too large"}
+		}
+		if s.answered && s.down.waits() {
+			cc.enqueue(s, &s.down)
+		}
+	}
+	return nil
+}
+
+// fault ends a stream of which the client broke the rules.
+func (cc *clientConn) fault(s *stream, c code) error {
+	cc.undo(s.id, c)
+	s.clientGone()
+	return cc.charge(costFault)
+}
+
+// undo resets a stream at the client. What the client sent before it knew is ignored.
+func (cc *clientConn) undo(id uint32, c code) {
+	cc.undone[cc.undoneN%len(cc.undone)] = id
+	cc.undoneN++
+	if !cc.over && !cc.closing {
+		cc.write(appendReset(cc.begin(), id, c))
+	}
+}
+
+func (cc *clientConn) wasUndone(id uint32) bool {
+	for _, u := range cc.undone {
+		if u == id {
+			return true
+		}
+	}
+	return false
+}
+
+// forget is called when a stream has ended.
+func (cc *clientConn) forget(s *stream) {
+	delete(cc.streams, s.id)
+	if len(cc.streams) == 0 {
+		cc.idleAt = cc.sh.now
+		cc.leaveIfDone()
+	}
+}
+
+// leave begins to end the connection without an error for anybody.
+func (cc *clientConn) leave() {
+	if cc.leaving != staying || cc.closing || cc.over {
+		return
+	}
+	cc.leaving, cc.leaveAt = warned, cc.sh.now.Add(leaveAfter)
+	cc.write(appendGoAway(cc.begin(), maxStreamID, codeNone, ""))
+}
+
+func (cc *clientConn) leaveIfDone() {
+	if cc.leaving == finished && len(cc.streams) == 0 && !cc.closing && !cc.over {
+		cc.shut(cutAfter)
+	}
+}
+
+// tick sees to what is due.
+func (cc *clientConn) tick() {
+	now := cc.sh.now
+	if cc.over || cc.closing {
+		return
+	}
+	if cc.leaving == warned && now.After(cc.leaveAt) {
+		cc.leaving = finished
+		cc.write(appendGoAway(cc.begin(), cc.last, codeNone, ""))
+		cc.leaveIfDone()
+		return
+	}
+	limit := cc.sh.r.ReadHeaderTimeout
+	switch {
+	case (!cc.settled || cc.blockID != 0) && now.Sub(cc.since) > limit:
+		cc.sayGoAway(&connError{codeProtocol, "the preface or a header block took too long"})
+	case !cc.partSince.IsZero() && now.Sub(cc.partSince) > limit:
+		cc.sayGoAway(&connError{codeProtocol, "a frame took too long"})
+	case len(cc.streams) == 0 && cc.leaving == staying && now.Sub(cc.idleAt) > cc.sh.r.IdleTimeout:
+		cc.leave()
+	case !cc.pingSent.IsZero() && now.Sub(cc.pingSent) > clientPingTimeout:
+		cc.end(context.DeadlineExceeded)
+	case cc.pingSent.IsZero() && now.Sub(cc.lastRead) > clientPingAfter:
+		cc.ping(now)
+	}
+	if cc.sh.draining {
+		for _, s := range cc.streams {
+			if s.watch() && s.answered && now.After(s.endBy()) {
+				s.endWatch()
+			}
+		}
+	}
+}

@@ -1,0 +1,313 @@
+package relay
+
+import (
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+	"golang.org/x/net/http2/hpack"
+
+	"apiserver-lb/balancer"
+)
+
+// requestHead is the head of a request as it came.
+type requestHead struct {
+	method, authority, path string
+	fields                  []hpack.HeaderField // the regular ones; in the shard's scratch
+	length                  int64               // Content-Length; -1: none
+}
+
+// parseRequest checks a header list as RFC 9113, sections 8.2 and 8.3, asks for.
+// problem says what makes it malformed.
+func parseRequest(list []hpack.HeaderField) (h requestHead, problem string) {
+	var scheme, host string
+	h.length = -1
+	pseudo := 0
+	for i := range list {
+		f := &list[i]
+		if !httpguts.ValidHeaderFieldValue(f.Value) {
+			return h, "a field value with a control character"
+		}
+		if !f.IsPseudo() {
+			break
+		}
+		var to *string
+		switch f.Name {
+		case ":method":
+			to = &h.method
+		case ":scheme":
+			to = &scheme
+		case ":authority":
+			to = &h.authority
+		case ":path":
+			to = &h.path
+		default:
+			return h, "an unknown pseudo-header field"
+		}
+		if *to != "" {
+			return h, "a pseudo-header field twice"
+		}
+		if f.Value == "" {
+			return h, "an empty pseudo-header field"
+		}
+		*to = f.Value
+		pseudo++
+	}
+	h.fields = list[pseudo:]
+	for i := range h.fields {
+		f := &h.fields[i]
+		if problem := badField(f); problem != "" {
+			return h, problem
+		}
+		switch f.Name {
+		case "te":
+			if f.Value != "trailers" {
+				return h, "te other than trailers"
+			}
+		case "host":
+			if host != "" && host != f.Value {
+				return h, "two hosts"
+			}
+			host = f.Value
+		case "content-length":
+			n, ok := parseLength(f.Value)
+			if !ok || h.length >= 0 && h.length != n {
+				return h, "a bad content-length"
+			}
+			h.length = n
+		}
+	}
+	if !validMethod(h.method) {
+		return h, "a bad method"
+	}
+	if h.method == "CONNECT" {
+		if scheme != "" || h.path != "" {
+			return h, "CONNECT with a path or a scheme"
+		}
+		return h, ""
+	}
+	if scheme == "" || h.path == "" {
+		return h, "no path or no scheme"
+	}
+	if h.authority != "" && host != "" && !strings.EqualFold(h.authority, host) {
+		return h, "a host other than the authority"
+	}
+	if h.authority == "" {
+		h.authority = host
+	}
+	return h, ""
+}
+
+// badField says what is wrong with a regular field of a request, an answer or a
+// trailer section, empty where nothing is.
+func badField(f *hpack.HeaderField) string {
+	if f.IsPseudo() {
+		return "a pseudo-header field after regular ones"
+	}
+	if !validName(f.Name) {
+		return "a bad field name"
+	}
+	if !httpguts.ValidHeaderFieldValue(f.Value) {
+		return "a field value with a control character"
+	}
+	if connectionSpecific(f.Name) {
+		return "the field " + f.Name + ", which is of HTTP/1.1 connections"
+	}
+	return ""
+}
+
+func connectionSpecific(name string) bool {
+	switch name {
+	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade":
+		return true
+	}
+	return false
+}
+
+// nameBytes are those of a field name in HTTP/2: an HTTP token without upper case.
+var nameBytes = func() (ok [256]bool) {
+	for _, c := range []byte("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz") {
+		ok[c] = true
+	}
+	return ok
+}()
+
+func validName(name string) bool {
+	for i := range len(name) {
+		if !nameBytes[name[i]] {
+			return false
+		}
+	}
+	return name != ""
+}
+
+func validMethod(m string) bool { return httpguts.ValidHeaderFieldName(m) } // both are tokens
+
+func parseLength(s string) (int64, bool) {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return 0, false
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil
+}
+
+// unusable refuses a request that HTTP/2 allows and that HTTP/1.1, or a backend,
+// could take for another one.
+func (h *requestHead) unusable() *balancer.Refusal {
+	bad := func(text string) *balancer.Refusal {
+		return &balancer.Refusal{Code: 400, Reason: balancer.ReasonBadRequest, Message: text}
+	}
+	switch {
+	case h.method == "CONNECT":
+		return nil // Decide refuses it
+	case h.path[0] != '/' && h.path != "*":
+		return bad("the request target is not a path")
+	case strings.ContainsAny(h.path, " \t"):
+		return bad("the request target contains a space")
+	}
+	for i := range len(h.authority) {
+		if h.authority[i] >= 0x80 {
+			return bad("the host is not ASCII")
+		}
+	}
+	return nil
+}
+
+// decisive returns what decisions need of the head.
+func (h *requestHead) decisive() balancer.Head {
+	d := balancer.Head{Method: h.method}
+	d.Path, d.RawQuery, _ = strings.Cut(h.path, "?")
+	for i := range h.fields {
+		f := &h.fields[i]
+		switch f.Name {
+		case "authorization":
+			if d.Authorization == "" {
+				d.Authorization = f.Value
+			}
+		case "x-forwarded-for":
+			d.ForwardedFor = append(d.ForwardedFor, f.Value)
+		case "audit-id":
+			if d.AuditID == "" {
+				d.AuditID = f.Value
+			}
+		case "sec-websocket-protocol":
+			d.Subprotocols = append(d.Subprotocols, f.Value)
+		}
+	}
+	return d
+}
+
+// outgoing returns the header list for a backend: what the client sent as the edits
+// leave it. The authority stays as it came, empty where the client named none.
+func (h *requestHead) outgoing(e *balancer.Edits) []hpack.HeaderField {
+	out := make([]hpack.HeaderField, 0, 4+len(h.fields)+len(e.Add))
+	out = append(out,
+		hpack.HeaderField{Name: ":method", Value: h.method},
+		hpack.HeaderField{Name: ":scheme", Value: "https"},
+		hpack.HeaderField{Name: ":authority", Value: h.authority},
+		hpack.HeaderField{Name: ":path", Value: h.path})
+	for _, f := range h.fields {
+		switch {
+		case f.Name == "host": // has become the authority
+			continue
+		case f.Name == "trailer": // the trailers that it announces stay behind
+			continue
+		case e.Drop(f.Name):
+			continue
+		}
+		f.Sensitive = f.Sensitive || unindexed(f.Name)
+		out = append(out, f)
+	}
+	for _, f := range e.Add {
+		name := strings.ToLower(f.Name)
+		out = append(out, hpack.HeaderField{Name: name, Value: f.Value, Sensitive: unindexed(name)})
+	}
+	return out
+}
+
+// unindexed reports whether a field must not enter the compression table of a
+// backend connection, which all its clients share: what is a secret or says who
+// somebody is, and what is never the same twice.
+func unindexed(name string) bool {
+	switch name {
+	case "authorization", "cookie", "proxy-authorization", "sec-websocket-protocol", "audit-id":
+		return true
+	}
+	return strings.HasPrefix(name, "x-remote-") || strings.HasPrefix(name, "impersonate-")
+}
+
+// listSize returns the size of a header list as SETTINGS_MAX_HEADER_LIST_SIZE counts.
+func listSize(fields []hpack.HeaderField) (n int64) {
+	for i := range fields {
+		n += int64(fields[i].Size())
+	}
+	return n
+}
+
+// answerHead is the head of an answer as it came.
+type answerHead struct {
+	status      string
+	code        int
+	fields      []hpack.HeaderField // the regular ones; in the shard's scratch
+	length      int64               // Content-Length; -1: none
+	contentType string
+}
+
+// parseAnswer checks the head of an answer. Fields that are of HTTP/1.1
+// connections, which some backend might send, are left out.
+func parseAnswer(list []hpack.HeaderField) (h answerHead, problem string) {
+	h.length = -1
+	if len(list) == 0 || list[0].Name != ":status" {
+		return h, "no status"
+	}
+	h.status = list[0].Value
+	n, ok := parseLength(h.status)
+	if !ok || len(h.status) != 3 || n < 100 || n == 101 {
+		return h, "a bad status"
+	}
+	h.code = int(n)
+	h.fields = list[1:]
+	kept := 0
+	for i := range h.fields {
+		f := &h.fields[i]
+		if connectionSpecific(f.Name) {
+			continue
+		}
+		if problem := badField(f); problem != "" {
+			return h, problem
+		}
+		switch f.Name {
+		case "content-length":
+			n, ok := parseLength(f.Value)
+			if !ok || h.length >= 0 && h.length != n {
+				return h, "a bad content-length"
+			}
+			h.length = n
+		case "content-type":
+			h.contentType = f.Value
+		}
+		h.fields[kept] = *f
+		kept++
+	}
+	h.fields = h.fields[:kept]
+	return h, ""
+}
+
+// get returns the first value of the field; its name may be in any case.
+func (h *answerHead) get(name string) string {
+	name = strings.ToLower(name)
+	for i := range h.fields {
+		if h.fields[i].Name == name {
+			return h.fields[i].Value
+		}
+	}
+	return ""
+}
+
+// volatile reports whether a field of an answer is different each time, so that it
+// would only push others out of a client's compression table.
+func volatile(name string) bool {
+	return name == "audit-id" || name == "content-length"
+}

@@ -1,0 +1,244 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+)
+
+// Sock is a TCP connection beneath TLS. As it comes it is a plain net.Conn. Once
+// the relay has taken it over, reading may be tried without waiting, and what TLS
+// writes is collected, so that many records become one system call.
+//
+// On a kernel socket a reader that waits holds no buffer of ours, and a write never
+// waits for a slow peer. On any other net.Conn (one in memory) writes are left to
+// the goroutine that may wait.
+type Sock struct {
+	net.Conn
+	raw syscall.RawConn // nil: not a kernel socket
+
+	taken bool // by the relay; set before there is a second goroutine
+
+	// Owned by the reader.
+	mayWait bool   // whether Read waits for something to come
+	drained bool   // the last read found less than it had room for
+	in      []byte // arguments and results of readFD
+	inN     int
+	inErr   error
+	readFD  func(fd uintptr) bool
+
+	mu     sync.Mutex
+	cipher []byte // guarded by mu: records to be written
+
+	// Owned by whoever writes: see conn.busy.
+	out     []byte
+	outErr  error
+	writeFD func(fd uintptr) bool // tries once
+	drainFD func(fd uintptr) bool // waits until all is written
+}
+
+// NewSock wraps a connection that has just been accepted or dialled.
+func NewSock(c net.Conn) *Sock {
+	s := &Sock{Conn: c}
+	if sc, ok := c.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			s.raw = raw
+		}
+	}
+	return s
+}
+
+// Listener makes a Sock of each connection that the listener beneath accepts.
+type Listener struct{ net.Listener }
+
+// Accept returns the next connection.
+func (l Listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return NewSock(c), nil
+}
+
+// take begins the relay's use of the connection, after the handshake.
+func (s *Sock) take() {
+	s.taken = true
+	s.readFD = func(fd uintptr) bool {
+		n, err := ignoringEINTR(syscall.Read, fd, s.in)
+		if err == syscall.EAGAIN {
+			s.drained = true
+			s.inN, s.inErr = 0, errWouldBlock
+			return !s.mayWait
+		}
+		s.inN, s.inErr = max(n, 0), err
+		s.drained = n < len(s.in)
+		return true
+	}
+	s.writeFD = func(fd uintptr) bool {
+		s.writeSome(fd)
+		return true
+	}
+	s.drainFD = func(fd uintptr) bool {
+		s.writeSome(fd)
+		return len(s.out) == 0 || s.outErr != nil
+	}
+}
+
+func (s *Sock) writeSome(fd uintptr) {
+	for len(s.out) > 0 {
+		n, err := ignoringEINTR(syscall.Write, fd, s.out)
+		if err == syscall.EAGAIN {
+			return
+		}
+		if err != nil {
+			s.outErr = err
+			return
+		}
+		s.out = s.out[n:]
+	}
+}
+
+func ignoringEINTR(f func(int, []byte) (int, error), fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := f(int(fd), p)
+		if err != syscall.EINTR {
+			return n, err
+		}
+	}
+}
+
+// wouldBlock is the error of a read that finds nothing and may not wait. It is
+// temporary, so that crypto/tls lets the read be tried again.
+type wouldBlock struct{}
+
+func (wouldBlock) Error() string   { return "nothing to read at the moment" }
+func (wouldBlock) Timeout() bool   { return true }
+func (wouldBlock) Temporary() bool { return true }
+
+var errWouldBlock net.Error = wouldBlock{}
+
+// Read reads what there is; where there is nothing it waits, or returns
+// errWouldBlock.
+func (s *Sock) Read(p []byte) (int, error) {
+	if !s.taken || s.raw == nil {
+		if s.taken && !s.mayWait {
+			return 0, errWouldBlock
+		}
+		return s.Conn.Read(p)
+	}
+	if s.drained && !s.mayWait {
+		return 0, errWouldBlock
+	}
+	s.in = p
+	err := s.raw.Read(s.readFD)
+	s.in = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case s.inErr != nil:
+		return 0, s.inErr
+	case s.inN == 0 && len(p) > 0:
+		return 0, io.EOF
+	}
+	return s.inN, nil
+}
+
+// Write takes the records that TLS makes.
+func (s *Sock) Write(p []byte) (int, error) {
+	if !s.taken {
+		return s.Conn.Write(p)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cipher == nil {
+		s.cipher = buffers.get()
+	}
+	s.cipher = append(s.cipher, p...)
+	return len(p), nil
+}
+
+// pending reports whether there are records to be written.
+func (s *Sock) pending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.cipher) > 0
+}
+
+// errUnfinished says that the peer does not take what there is to write: finish may wait.
+var errUnfinished = errors.New("the peer is slow to read")
+
+// flush writes what TLS has made, as far as that goes without waiting. After
+// errUnfinished, finish must be called before flush is called again.
+func (s *Sock) flush() error {
+	s.mu.Lock()
+	whole := s.cipher
+	s.cipher = nil
+	s.mu.Unlock()
+	if len(whole) == 0 {
+		return nil
+	}
+	s.out = whole
+	if s.raw == nil {
+		return errUnfinished
+	}
+	if err := s.raw.Write(s.writeFD); err != nil {
+		return err
+	}
+	if s.outErr != nil {
+		return s.outErr
+	}
+	if len(s.out) > 0 {
+		return errUnfinished
+	}
+	s.out = nil
+	buffers.put(whole)
+	return nil
+}
+
+// finish writes the rest of what flush could not, and waits for the peer to take it.
+func (s *Sock) finish() error {
+	if s.raw == nil {
+		_, err := s.Conn.Write(s.out)
+		s.out = nil
+		return err
+	}
+	if err := s.raw.Write(s.drainFD); err != nil {
+		return err
+	}
+	s.out = nil
+	return s.outErr
+}
+
+// CloseWrite ends the sending direction.
+func (s *Sock) CloseWrite() error {
+	if cw, ok := s.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return nil
+}
+
+// bufferPool lends byte slices for reading, for frames to be sent and for records.
+type bufferPool struct{ pool sync.Pool }
+
+// bufferSize is the capacity of the slices lent: four full TLS records and as many
+// frames.
+const bufferSize = 4*16384 + 1024
+
+var buffers bufferPool
+
+// get returns an empty slice with capacity.
+func (p *bufferPool) get() []byte {
+	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
+		return b[:0]
+	}
+	return new([bufferSize]byte)[:0]
+}
+
+// put takes a slice back that came from get; one that has grown is let go.
+func (p *bufferPool) put(b []byte) {
+	if cap(b) == bufferSize {
+		p.pool.Put((*[bufferSize]byte)(b[:bufferSize]))
+	}
+}
