@@ -28,7 +28,13 @@ type Backend struct {
 	long       atomic.Int64
 	homed      atomic.Int64
 	lastAnswer atomic.Int64 // nanoseconds since the epoch
+	http1      atomic.Bool
 }
+
+// SpeaksHTTP2 notes whether the backend agreed on HTTP/2 when it was last asked
+// (a kube-apiserver with --disable-http2-serving does not), and reports whether that
+// is news. It is taken to, until it is asked.
+func (b *Backend) SpeaksHTTP2(yes bool) (news bool) { return b.http1.Swap(!yes) == yes }
 
 // State returns the state that the health checks last gave it.
 func (b *Backend) State() health.State { return health.State(b.state.Load()) }
@@ -205,6 +211,11 @@ func (s *Set) Panicking() bool {
 	}
 	_, panicking := health.Usable(states)
 	return panicking
+}
+
+// HTTP2 reports whether all backends speak HTTP/2, as far as is known.
+func (s *Set) HTTP2() bool {
+	return !slices.ContainsFunc(s.backends, func(b *Backend) bool { return b.http1.Load() })
 }
 
 // Index returns b's place in All, negative where it is not in the set.

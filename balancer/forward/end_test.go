@@ -90,7 +90,7 @@ func TestBreakingOff(t *testing.T) {
 func (w *world) reviveFirst() {
 	a := w.apis[0]
 	a.kill()
-	w.pools.Cut(a.b)
+	w.cut(a)
 	synctest.Wait()
 	a.b.SetState(1, time.Now())
 	a.start()

@@ -72,6 +72,16 @@ func failures() []failure {
 	}
 }
 
+// over returns the failure as a client of the protocol given sees it: the relay of
+// HTTP/2 knows a black hole by the PING that nobody answers, where net/http's
+// transport only loses the connection.
+func (f failure) over(major int) failure {
+	if f.name == "black hole" && major == 2 {
+		f.event, f.verdict, f.code = "died", "a no_answer", 504
+	}
+	return f
+}
+
 // rudeListener accepts connections and closes them.
 func (w *world) rudeListener(address string) {
 	l := w.net.listen(address)

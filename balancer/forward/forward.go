@@ -23,8 +23,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
 	"apiserver-lb/health"
@@ -35,6 +33,7 @@ type Options struct {
 	Core        *balancer.Core
 	Pools       *Pools
 	Metrics     *balancer.Metrics
+	Refusals    *balancer.RefusalLog
 	Name        string // of this balancer, for the Status errors that it writes itself
 	MaxHeldBody int    // bytes of a request body that are kept to be sent again
 	// Passive tells the health checks what traffic showed of a backend; it must not block.
@@ -48,13 +47,11 @@ type Forwarder struct {
 	drain    drain
 	buffers  sync.Pool
 	proxyLog *log.Logger
-	// refusalLog bounds how many refusals are logged.
-	refusalLog *rate.Limiter
 }
 
 // New returns a Forwarder; it starts nothing.
 func New(o Options) *Forwarder {
-	f := &Forwarder{Options: o, refusalLog: rate.NewLimiter(refusalsLogged, refusalsBurst)}
+	f := &Forwarder{Options: o}
 	f.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
 	f.proxyLog = slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
 	return f
@@ -233,7 +230,7 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 		}
 		x.signal(slot.Backend, a.Event)
 		again, refusal := a.Again(core.RetryBudget(x.decision.Credential))
-		x.f.Log.Debug("attempt failed", "backend", slot.Backend.Name, "event", a.Event.String(), "again", again, "method", shorten(a.Method), "path", shorten(x.head.Path), "auditID", shorten(x.decision.AuditID), "err", err)
+		x.f.Log.Debug("attempt failed", "backend", slot.Backend.Name, "event", a.Event.String(), "again", again, "method", balancer.Shorten(a.Method), "path", balancer.Shorten(x.head.Path), "auditID", balancer.Shorten(x.decision.AuditID), "err", err)
 		var sd *shutdownAnswer
 		if !again {
 			if errors.As(err, &sd) {

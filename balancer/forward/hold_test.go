@@ -96,7 +96,11 @@ func TestHeldAnswer(t *testing.T) {
 					t.Log("HTTP/1.1 has no ping: the health checks must notice")
 					return
 				}
-				want := map[string]int64{"backend=a reason=" + map[bool]string{false: "lost", true: "died"}[name == "declared dead"]: 0}
+				f := failure{name: name, event: "lost", verdict: "a connection_lost"}.over(major)
+				if name == "declared dead" {
+					f.event, f.verdict = "died", ""
+				}
+				want := map[string]int64{"backend=a reason=" + f.event: 0}
 				for _, o := range objects() {
 					w.apis[0].on(o.breaking(w.apis[0], breakOff))
 					w.apis[1].on(o.whole(w.apis[1]))
@@ -117,8 +121,8 @@ func TestHeldAnswer(t *testing.T) {
 						w.Errorf("%v: retries (-want +got):\n%s", o, diff)
 					}
 					var verdicts []string
-					if name != "declared dead" {
-						verdicts = []string{"a connection_lost"}
+					if f.verdict != "" {
+						verdicts = []string{f.verdict}
 					}
 					if diff := cmp.Diff(verdicts, w.verdicts()); diff != "" {
 						w.Errorf("%v: verdicts (-want +got):\n%s", o, diff)

@@ -286,7 +286,7 @@ func TestNeverShared(t *testing.T) {
 				wg.Go(func() {
 					for range 5 {
 						time.Sleep(10 * time.Millisecond)
-						w.pools.Retire()
+						w.retire()
 					}
 				})
 				wg.Wait()

@@ -2,12 +2,9 @@ package forward
 
 import (
 	"errors"
-	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"strconv"
-
-	"golang.org/x/time/rate"
 
 	"apiserver-lb/balancer"
 )
@@ -40,7 +37,7 @@ func (x *exchange) clientGone() {
 func (x *exchange) refuse(w http.ResponseWriter, r *balancer.Refusal) {
 	x.code = r.Code
 	x.f.Metrics.Refused(r.Reason)
-	x.logRefusal(r)
+	x.f.Refusals.Log(r, x.decision, x.in.Method, x.head.Path, x.client)
 	body := r.Status(x.f.Name)
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
@@ -58,43 +55,6 @@ func (x *exchange) refuse(w http.ResponseWriter, r *balancer.Refusal) {
 	_, _ = w.Write(body) // a client that is gone needs no error
 }
 
-// Refusals are logged at this rate and no faster, so that an outage, or a client
-// that means ill, does not fill the disk; the metrics count all of them.
-const (
-	refusalsLogged = rate.Limit(10) // per second
-	refusalsBurst  = 100
-)
-
-// maxLogged bounds, in bytes, what of a client's own words goes into a log line.
-const maxLogged = 256
-
-// logRefusal writes one line; the query is not in it, since it may hold a token.
-func (x *exchange) logRefusal(r *balancer.Refusal) {
-	if !x.f.refusalLog.Allow() {
-		return
-	}
-	level := slog.LevelInfo
-	if r.Code >= 500 {
-		level = slog.LevelWarn
-	}
-	attrs := []any{"code", r.Code, "reason", r.Reason, "message", r.Message,
-		"method", shorten(x.in.Method), "path", shorten(x.head.Path), "peer", x.client.Peer.String()}
-	if x.decision.AuditID != "" {
-		attrs = append(attrs, "auditID", shorten(x.decision.AuditID))
-	}
-	if r.Err != nil {
-		attrs = append(attrs, "err", r.Err)
-	}
-	x.f.Log.Log(x.in.Context(), level, "request refused", attrs...)
-}
-
-func shorten(s string) string {
-	if len(s) > maxLogged {
-		return s[:maxLogged] + "..."
-	}
-	return s
-}
-
 // reportPanic makes a panic of ours known, which net/http would only tell its own
 // log, and ends the request. http.ErrAbortHandler is how a request is ended on
 // purpose. It is to be deferred.
@@ -105,7 +65,7 @@ func (x *exchange) reportPanic() {
 	}
 	if p != http.ErrAbortHandler {
 		x.f.Metrics.Refused(balancer.ReasonInternal)
-		x.f.Log.Error("panic while forwarding a request", "panic", p, "method", shorten(x.in.Method), "path", shorten(x.head.Path), "stack", string(debug.Stack()))
+		x.f.Log.Error("panic while forwarding a request", "panic", p, "method", balancer.Shorten(x.in.Method), "path", balancer.Shorten(x.head.Path), "stack", string(debug.Stack()))
 	}
 	panic(http.ErrAbortHandler)
 }

@@ -30,6 +30,7 @@ func TestSafeMethods(t *testing.T) {
 	for _, f := range failures() {
 		for major := 1; major <= 2; major++ {
 			t.Run(fmt.Sprintf("%s h%d", f.name, major), func(t *testing.T) {
+				f := f.over(major)
 				f.failing(t, setup{}, func(w *world) {
 					begun := time.Now()
 					a := w.client(major, w.pki.alice).do("GET", "/api/v1/pods?a;b", nil, "X-A: 1")
@@ -65,6 +66,7 @@ func TestWrites(t *testing.T) {
 	for _, f := range failures() {
 		for _, method := range []string{"POST", "PATCH", "DELETE"} {
 			t.Run(f.name+" "+method, func(t *testing.T) {
+				f := f.over(2)
 				f.failing(t, setup{}, func(w *world) {
 					body := strings.Repeat(patchBody, 100)
 					a := w.client(2, w.pki.alice).do(method, "/api/v1/namespaces/n/pods/p", strings.NewReader(body), "Content-Type: application/x")
@@ -130,6 +132,7 @@ func TestNoSecondBackend(t *testing.T) {
 func TestNotAgain(t *testing.T) {
 	for _, f := range failures() {
 		t.Run(f.name, func(t *testing.T) {
+			f := f.over(2)
 			f.failing(t, setup{}, func(w *world) {
 				a := w.client(2, w.pki.alice).do("GET", proxyTarget, nil)
 				if f.event == "dial_failed" {

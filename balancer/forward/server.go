@@ -10,12 +10,26 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"apiserver-lb/balancer"
 )
+
+// HTTP2 carries the requests of client connections that have agreed on h2, in place
+// of net/http. *relay.Relay is one.
+type HTTP2 interface {
+	// Suits reports whether it can: whether all backends speak HTTP/2.
+	Suits() bool
+	// Serve returns when the connection, whose handshake is over, has ended.
+	Serve(c *tls.Conn, client *balancer.Client)
+	// Drain lets connections end, and ends watches spread over the time given.
+	Drain(spread time.Duration)
+}
 
 // ServerOptions are the limits of the client side.
 type ServerOptions struct {
 	TLS               *tls.Config
+	HTTP2             HTTP2
 	ReadHeaderTimeout time.Duration // of a request head, and of the TLS handshake
 	IdleTimeout       time.Duration // of a connection without a request
 	MaxHeaderBytes    int
@@ -24,8 +38,9 @@ type ServerOptions struct {
 // Server serves clients on one listener.
 type Server struct {
 	// Static after construction.
-	f    *Forwarder
-	http *http.Server
+	f     *Forwarder
+	http  *http.Server
+	http2 HTTP2
 
 	clients sync.Map // net.Conn -> *balancer.Client, while the connection is open
 }
@@ -36,7 +51,7 @@ const maxStreams = 1000
 
 // NewServer returns a server of the forwarder; it starts nothing.
 func NewServer(f *Forwarder, o ServerOptions) *Server {
-	s := &Server{f: f}
+	s := &Server{f: f, http2: o.HTTP2}
 	s.http = &http.Server{
 		Handler:                      f,
 		TLSConfig:                    o.TLS,
@@ -51,6 +66,21 @@ func NewServer(f *Forwarder, o ServerOptions) *Server {
 			MaxConcurrentStreams: maxStreams,
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
+		},
+	}
+	// It cannot fail: the suites of our TLS configuration are those of HTTP/2.
+	if err := http2.ConfigureServer(s.http, nil); err != nil {
+		panic(err)
+	}
+	viaHTTP1 := s.http.TLSNextProto[http2.NextProtoTLS]
+	s.http.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
+		http2.NextProtoTLS: func(hs *http.Server, c *tls.Conn, h http.Handler) {
+			client, ok := s.clients.Load(c)
+			if !ok || !s.http2.Suits() {
+				viaHTTP1(hs, c, h) // some backend speaks HTTP/1.1 only
+				return
+			}
+			s.http2.Serve(c, client.(*balancer.Client))
 		},
 	}
 	return s
@@ -96,7 +126,9 @@ const spreadShare = 0.8
 func (s *Server) Shutdown(ctx context.Context, grace time.Duration) (cut int) {
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	s.f.drain.begin(time.Duration(float64(grace) * spreadShare))
+	spread := time.Duration(float64(grace) * spreadShare)
+	s.f.drain.begin(spread)
+	s.http2.Drain(spread)
 	err := s.http.Shutdown(ctx)
 	select {
 	case <-s.f.drain.noTunnels():

@@ -23,6 +23,7 @@ import (
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
 	"apiserver-lb/balancer/pick"
+	"apiserver-lb/balancer/relay"
 	"apiserver-lb/health"
 	"apiserver-lb/tlsconf"
 )
@@ -60,6 +61,7 @@ type world struct {
 	apis    []*api
 	core    *balancer.Core
 	pools   *Pools
+	relay   *relay.Relay
 	f       *Forwarder
 	srv     *Server
 	front   *listener
@@ -69,6 +71,8 @@ type world struct {
 	clients []io.Closer
 	dummies []*backend.Home
 	step    chan struct{} // for scripts to wait on
+
+	stopTicking context.CancelFunc
 
 	mu      sync.Mutex
 	passive []string // "backend verdict", in order
@@ -133,19 +137,35 @@ func newWorld(t *testing.T, s setup, p *pki, dir string) *world {
 	w.pools = NewPools(w.store, w.net.dial, 2*time.Second, func(b *backend.Backend, c balancer.Credential, delta int64) {
 		metrics.BackendConnections(b.Name, c, delta)
 	})
-	w.store.Subscribe(w.pools.Retire)
-	w.f = New(Options{
-		Core: w.core, Pools: w.pools, Metrics: metrics, Name: "lb-1", MaxHeldBody: s.maxHeld,
-		Passive: func(b *backend.Backend, v health.Verdict) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.passive = append(w.passive, b.Name+" "+v.String())
-		},
-		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	w.store.Subscribe(w.retire)
+	opened := func(b *backend.Backend, c balancer.Credential, delta int64) {
+		metrics.BackendConnections(b.Name, c, delta)
+	}
+	passive := func(b *backend.Backend, v health.Verdict) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.passive = append(w.passive, b.Name+" "+v.String())
+	}
+	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	refusals := balancer.NewRefusalLog(log)
+	w.relay = relay.New(relay.Options{
+		Core: w.core, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
+		TLS: w.store, Dial: w.net.dial, DialTimeout: 2 * time.Second, Opened: opened,
+		MaxHeaderBytes: 1 << 20, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute,
+		PingAfter: 2500 * time.Millisecond, PingTimeout: 2 * time.Second, Shards: 2,
 	})
-	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20})
+	for _, a := range w.apis {
+		a.b.SpeaksHTTP2(!s.h1 && (a.setup.raw == nil || len(s.rawALPN) == 0))
+	}
+	ticking, stopTicking := context.WithCancel(context.Background())
+	w.stopTicking = stopTicking
+	go w.relay.Run(ticking)
+	w.f = New(Options{
+		Core: w.core, Pools: w.pools, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
+	})
+	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20})
 	w.front = w.net.listen(frontAddress)
-	go func() { w.served <- w.srv.Serve(w.front) }()
+	go func() { w.served <- w.srv.Serve(relay.Listener{Listener: w.front}) }()
 	return w
 }
 
@@ -164,6 +184,8 @@ func (w *world) end() {
 	cancelled, cancel := context.WithCancel(context.Background())
 	cancel()
 	w.pools.Close()
+	w.stopTicking()
+	w.relay.Close()
 	for _, a := range w.apis {
 		a.stop()
 	}
@@ -183,6 +205,19 @@ func (w *world) end() {
 		log := w.log.String()
 		w.Logf("end of the log:\n%s", log[max(0, len(log)-2000):])
 	}
+}
+
+// cut ends all connections to a backend, as serve does when one is dead.
+func (w *world) cut(a *api) {
+	w.pools.Cut(a.b)
+	w.relay.Cut(a.b)
+}
+
+// retire takes all connections to backends out of use, as serve does when a
+// certificate has changed.
+func (w *world) retire() {
+	w.pools.Retire()
+	w.relay.Retire()
 }
 
 // atRest checks that no request is counted anywhere, and no client connection.
@@ -281,7 +316,7 @@ func (w *world) prefer(i int) {
 // dead gives a backend the state that its health checks would, as cmd does.
 func (w *world) dead(a *api) {
 	a.b.SetState(health.Dead, time.Now())
-	w.pools.Cut(a.b)
+	w.cut(a)
 }
 
 // await receives from ch, or fails the test when nothing comes.

@@ -25,6 +25,7 @@ var layers = map[string][]string{
 	"balancer/pick":    nil,
 	"balancer/backend": {"balancer/pick", "health"},
 	"balancer/forward": {"balancer", "balancer/backend", "health"},
+	"balancer/relay":   {"balancer", "balancer/backend", "health"},
 }
 
 // confined names imports, by prefix, that only some packages may have.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
 	"apiserver-lb/balancer/forward"
+	"apiserver-lb/balancer/relay"
 	"apiserver-lb/configs"
 	"apiserver-lb/health"
 	"apiserver-lb/tlsconf"
@@ -76,7 +78,8 @@ type process struct {
 	store     *tlsconf.Store
 	telemetry *telemetry
 	set       *backend.Set
-	pools     *forward.Pools
+	pools     *forward.Pools // HTTP/1.1 and upgrades
+	relay     *relay.Relay   // HTTP/2
 	server    *forward.Server
 	ready     *readiness
 	admin     *http.Server
@@ -92,6 +95,16 @@ type process struct {
 	notifyMu sync.Mutex
 	leaving  bool // guarded by notifyMu: STOPPING=1 was sent
 }
+
+// A hung backend is known after these two at the latest, by an HTTP/2 PING: in less
+// than the 5 s that leader election can bear without an answer.
+const (
+	pingAfter   = 2500 * time.Millisecond
+	pingTimeout = 2 * time.Second
+)
+
+// maxShards bounds the connections to each backend on machines of many cores.
+const maxShards = 8
 
 // serve is the composition root: it builds everything, then starts every
 // goroutine, and returns when all of them have ended.
@@ -144,10 +157,10 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler))
 
 	dialer := &net.Dialer{KeepAliveConfig: keepAlive, Control: control}
-	p.pools = forward.NewPools(p.store, dialer.DialContext, c.Backends.DialTimeout,
-		func(b *backend.Backend, cr balancer.Credential, delta int64) {
-			metrics.BackendConnections(b.Name, cr, delta)
-		})
+	opened := func(b *backend.Backend, cr balancer.Credential, delta int64) {
+		metrics.BackendConnections(b.Name, cr, delta)
+	}
+	p.pools = forward.NewPools(p.store, dialer.DialContext, c.Backends.DialTimeout, opened)
 	p.store.Subscribe(p.filesChanged)
 	p.backendGeneration = p.store.BackendGeneration()
 
@@ -171,17 +184,42 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the host's name: %w", err)
 	}
+	name := "apiserver-lb on " + host
+	core := newCore(c, p.set, p.store)
+	passive := func(b *backend.Backend, v health.Verdict) { checkers[b].Passive(v) }
+	refusals := balancer.NewRefusalLog(log)
+	p.relay = relay.New(relay.Options{
+		Core:              core,
+		Metrics:           metrics,
+		Refusals:          refusals,
+		Name:              name,
+		MaxHeldBody:       int(c.Backends.MaxHeldBodyBytes),
+		Passive:           passive,
+		Log:               log,
+		TLS:               p.store,
+		Dial:              dialer.DialContext,
+		DialTimeout:       c.Backends.DialTimeout,
+		Opened:            opened,
+		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
+		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
+		IdleTimeout:       c.HTTP.IdleTimeout,
+		PingAfter:         pingAfter,
+		PingTimeout:       pingTimeout,
+		Shards:            min(runtime.GOMAXPROCS(0), maxShards),
+	})
 	f := forward.New(forward.Options{
-		Core:        newCore(c, p.set, p.store),
+		Core:        core,
 		Pools:       p.pools,
 		Metrics:     metrics,
-		Name:        "apiserver-lb on " + host,
+		Refusals:    refusals,
+		Name:        name,
 		MaxHeldBody: int(c.Backends.MaxHeldBodyBytes),
-		Passive:     func(b *backend.Backend, v health.Verdict) { checkers[b].Passive(v) },
+		Passive:     passive,
 		Log:         log,
 	})
 	p.server = forward.NewServer(f, forward.ServerOptions{
 		TLS:               p.store.ListenerConfig(),
+		HTTP2:             p.relay,
 		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
 		IdleTimeout:       c.HTTP.IdleTimeout,
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
@@ -204,8 +242,13 @@ func (p *process) stateChanged(b *backend.Backend, ch health.Change) {
 		attrs = append(attrs, "err", ch.Err)
 	}
 	p.log.Log(context.Background(), level, "backend state changed", attrs...)
-	if ch.To == health.Dead {
+	switch {
+	case ch.To == health.Dead:
 		p.pools.Cut(b)
+		p.relay.Cut(b)
+	case ch.To == health.Ready && p.ready.probed.Load():
+		// It may have been started anew, with other flags.
+		go p.relay.Learn(context.Background(), b)
 	}
 	p.tellPanic()
 }
@@ -222,6 +265,7 @@ func (p *process) filesChanged() {
 	}
 	p.backendGeneration = now
 	p.pools.Retire()
+	p.relay.Retire()
 	for _, pr := range p.probers {
 		pr.Redial()
 	}
@@ -255,6 +299,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 
 	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.watchExpiries(ctx) })
+	g.Go(func() error { return p.relay.Run(ctx) })
 	for _, c := range p.checkers {
 		g.Go(func() error { return c.Run(ctx) })
 	}
@@ -269,11 +314,12 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 		if !p.awaitProbes(ctx) {
 			return nil
 		}
+		p.learnProtocols(ctx)
 		p.ready.probed.Store(true)
 		p.tellPanic()
 		p.log.Info("ready for clients", "listen", clients.Addr().String())
 		p.notify(daemon.SdNotifyReady)
-		if err := p.server.Serve(clients); err != nil {
+		if err := p.server.Serve(relay.Listener{Listener: clients}); err != nil {
 			return fmt.Errorf("listener: %w", err)
 		}
 		return nil
@@ -288,6 +334,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 		pr.Close()
 	}
 	p.pools.Close()
+	p.relay.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	return errors.Join(err, p.telemetry.shutdown(ctx))
@@ -308,6 +355,17 @@ func (p *process) watchExpiries(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// learnProtocols finds out which backends speak HTTP/2, all of them at once.
+func (p *process) learnProtocols(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, b := range p.set.All() {
+		if b.State() != health.Dead {
+			wg.Go(func() { p.relay.Learn(ctx, b) })
+		}
+	}
+	wg.Wait()
 }
 
 // awaitProbes waits for the first verdict on every backend.
