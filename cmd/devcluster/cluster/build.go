@@ -67,6 +67,13 @@ var (
 		ldflags:  kubernetesLDFlags,
 		minutes:  2,
 	}
+	h2specProduct = product{
+		module:   "h2spec",
+		path:     "github.com/summerwind/h2spec",
+		programs: []string{"h2spec"},
+		packages: []string{"github.com/summerwind/h2spec/cmd/h2spec"},
+		minutes:  1,
+	}
 )
 
 // Binaries are the paths of the programs of a cluster.
@@ -114,6 +121,16 @@ func Kubectl(ctx context.Context, o BuildOptions) (string, error) {
 		return "", err
 	}
 	return filepath.Join(dir, "kubectl"), nil
+}
+
+// H2spec returns the path of h2spec, which judges how a server speaks HTTP/2, building
+// it if need be.
+func H2spec(ctx context.Context, o BuildOptions) (string, error) {
+	dir, err := build(ctx, h2specProduct, o)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "h2spec"), nil
 }
 
 // kubernetesLDFlags are what makes /version and `kubectl version` tell the truth

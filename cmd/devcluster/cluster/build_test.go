@@ -59,7 +59,7 @@ func TestCommittedModules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []product{etcdProduct, kubernetesProduct, kwokProduct, kubectlProduct} {
+	for _, p := range []product{etcdProduct, kubernetesProduct, kwokProduct, kubectlProduct, h2specProduct} {
 		gomod, err := os.ReadFile(filepath.Join(dir, p.module, "go.mod"))
 		if err != nil {
 			t.Fatal(err)

@@ -60,6 +60,9 @@ func prepare() error {
 	if _, err := cluster.Kubectl(ctx, cluster.BuildOptions{Log: os.Stdout}); err != nil {
 		return err
 	}
+	if _, err := cluster.H2spec(ctx, cluster.BuildOptions{Log: os.Stdout}); err != nil {
+		return err
+	}
 	if os.Getenv(programEnv) != "" {
 		return nil
 	}
