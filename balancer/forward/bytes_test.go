@@ -275,7 +275,7 @@ func TestHeaderTooLarge(t *testing.T) {
 func TestRequestBodies(t *testing.T) {
 	large := strings.Repeat("0123456789abcdef", 3<<19/16) // 1.5 MB
 	legs(t, func(w *world, major int) {
-		c := w.client(major, w.pki.alice)
+		c := w.client(major, w.pki.Alice)
 		for _, b := range []struct {
 			method, body string
 			chunked      bool

@@ -11,12 +11,14 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"apiserver-lb/balancer/internal/testpki"
 )
 
 // dialClient opens a TLS connection to the balancer.
-func (w *world) dialClient(cert *issued, alpn ...string) *tls.Conn {
+func (w *world) dialClient(cert *testpki.Issued, alpn ...string) *tls.Conn {
 	w.Helper()
-	c, err := w.net.dialFrom(context.Background(), netip.MustParseAddr(clientIP), frontAddress)
+	c, err := w.net.DialFrom(context.Background(), netip.MustParseAddr(clientIP), frontAddress)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -27,11 +29,11 @@ func (w *world) dialClient(cert *issued, alpn ...string) *tls.Conn {
 	return tc
 }
 
-func (w *world) clientConfig(cert *issued, alpn ...string) *tls.Config {
-	config := &tls.Config{RootCAs: w.pki.pool, ServerName: "balancer.example", NextProtos: alpn}
+func (w *world) clientConfig(cert *testpki.Issued, alpn ...string) *tls.Config {
+	config := &tls.Config{RootCAs: w.pki.Pool, ServerName: "balancer.example", NextProtos: alpn}
 	if cert != nil {
 		// Whatever CA the server hints at: a wrong certificate must arrive too.
-		pair := cert.pair()
+		pair := cert.Pair()
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	return config
@@ -50,7 +52,7 @@ func (c *client) Close() error {
 
 // client returns a client that speaks HTTP/1.1 or HTTP/2 and shows a certificate
 // (nil: none).
-func (w *world) client(major int, cert *issued) *client {
+func (w *world) client(major int, cert *testpki.Issued) *client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(major == 1)
 	protocols.SetHTTP2(major == 2)
@@ -58,7 +60,7 @@ func (w *world) client(major int, cert *issued) *client {
 		DisableCompression: true, Protocols: protocols, ExpectContinueTimeout: time.Minute,
 		TLSClientConfig: w.clientConfig(cert),
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return w.net.dialFrom(ctx, netip.MustParseAddr(clientIP), frontAddress)
+			return w.net.DialFrom(ctx, netip.MustParseAddr(clientIP), frontAddress)
 		},
 	}}
 	w.clients = append(w.clients, c)
@@ -139,7 +141,7 @@ type raw struct {
 	from *bufio.Reader
 }
 
-func (w *world) raw(cert *issued) *raw {
+func (w *world) raw(cert *testpki.Issued) *raw {
 	w.Helper()
 	c := w.dialClient(cert, "http/1.1")
 	c.SetDeadline(time.Now().Add(patience))

@@ -56,7 +56,7 @@ func TestShutdownIdle(t *testing.T) {
 		if took := time.Since(begun); took > 5*time.Second {
 			w.Errorf("it took %v", took)
 		}
-		if _, err := w.net.dial(context.Background(), "tcp", frontAddress); err == nil {
+		if _, err := w.net.Dial(context.Background(), "tcp", frontAddress); err == nil {
 			w.Error("the listener is open")
 		}
 	})
@@ -72,7 +72,7 @@ func TestShutdownInFlight(t *testing.T) {
 			time.Sleep(5 * time.Second)
 			io.WriteString(rw, "second half")
 		})
-		c := w.client(major, w.pki.alice)
+		c := w.client(major, w.pki.Alice)
 		answers := make(chan answer, 2)
 		body, write := io.Pipe()
 		go func() { answers <- c.do("GET", "/api", nil) }()
@@ -113,7 +113,7 @@ func TestShutdownWatches(t *testing.T) {
 		)
 		const watches = 40
 		begun := time.Now()
-		c := w.client(major, w.pki.alice)
+		c := w.client(major, w.pki.Alice)
 		for range watches {
 			res, lines := c.watching()
 			wg.Go(func() {
@@ -161,12 +161,12 @@ func TestShutdownDeadline(t *testing.T) {
 					}
 					<-r.Context().Done()
 				})
-				r := w.raw(w.pki.alice)
+				r := w.raw(w.pki.Alice)
 				r.exec("GET", "websocket", "")
 				r.switched()
-				asking := w.raw(w.pki.alice) // an upgrade that waits for its answer
+				asking := w.raw(w.pki.Alice) // an upgrade that waits for its answer
 				asking.say("GET /silent HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: foo", "")
-				ignored := w.raw(w.pki.alice) // and one that got a stream instead
+				ignored := w.raw(w.pki.Alice) // and one that got a stream instead
 				ignored.say("GET /stream HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: foo", "")
 				for ignored.line() != "" {
 				}

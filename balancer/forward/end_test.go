@@ -19,7 +19,7 @@ var ways = map[string]func(w *world, rw http.ResponseWriter, r *http.Request){
 		<-w.apis[0].stopped
 	},
 	"reset":      func(*world, http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
-	"black hole": func(w *world, _ http.ResponseWriter, _ *http.Request) { w.apis[0].sinkAll(); <-w.apis[0].stopped },
+	"black hole": func(w *world, _ http.ResponseWriter, _ *http.Request) { w.apis[0].ln.SinkAll(); <-w.apis[0].stopped },
 }
 
 // TestBreakingOff: a watch whose backend is lost ends cleanly, mid-event or not, so
@@ -58,7 +58,7 @@ func TestBreakingOff(t *testing.T) {
 						w.apis[0].pause()
 						breakOff(w, rw, r)
 					})
-					cl := w.client(major, w.pki.alice)
+					cl := w.client(major, w.pki.Alice)
 					res, err := cl.send(cl.request("GET", c.target, nil))
 					if err != nil {
 						w.Fatal(err)
@@ -225,12 +225,12 @@ func TestObserved(t *testing.T) {
 			}
 			w.apis[0].answer(rw, r)
 		})
-		c := w.client(2, w.pki.alice)
+		c := w.client(2, w.pki.Alice)
 		c.do("GET", "/api/v1/pods", nil)
 		c.do("POST", "/api/v1/namespaces/n/pods", strings.NewReader("{}"))
 		c.do("GET", logTarget, nil)
 		w.client(1, nil).do("GET", watchTarget, nil)
-		w.client(1, w.pki.expired).do("GET", watchTarget, nil)
+		w.client(1, w.pki.Expired).do("GET", watchTarget, nil)
 		synctest.Wait()
 		for _, want := range []string{
 			"backend=a class=short code=200 credential=certificate verb=list",
@@ -262,7 +262,7 @@ func TestLostUpload(t *testing.T) {
 				})
 				body, write := io.Pipe()
 				defer write.Close()
-				c := w.client(major, w.pki.alice)
+				c := w.client(major, w.pki.Alice)
 				answered := make(chan answer, 1)
 				go func() { answered <- c.do("POST", "/api", body) }()
 				io.WriteString(write, "half a body")

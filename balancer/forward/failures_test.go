@@ -42,7 +42,7 @@ type failure struct {
 func failures() []failure {
 	return []failure{
 		{name: "dial refused", event: "dial_failed", prepare: func(w *world) { w.apis[0].kill() }, verdict: "a dial_failed", code: 503},
-		{name: "dial hangs", event: "dial_failed", prepare: func(w *world) { w.net.swallow(w.apis[0].b.Address, true) }, verdict: "a dial_failed", code: 503},
+		{name: "dial hangs", event: "dial_failed", prepare: func(w *world) { w.net.Swallow(w.apis[0].b.Address, true) }, verdict: "a dial_failed", code: 503},
 		{name: "no TLS", event: "dial_failed", prepare: func(w *world) { w.apis[0].kill(); w.rudeListener(w.apis[0].b.Address) }, verdict: "a dial_failed", code: 503},
 		{name: "wrong server name", event: "dial_failed", prepare: func(w *world) { w.apis[0].b.ServerName = "other" }, verdict: "a dial_failed", code: 503},
 		{name: "REFUSED_STREAM", event: "refused", raw: func(s *h2stream) { s.reset(s.id, http2.ErrCodeRefusedStream) }, code: 503, tries: 7},
@@ -58,7 +58,7 @@ func failures() []failure {
 		}, verdict: "a connection_lost", sent: true, code: 502},
 		{name: "black hole", event: "lost", handle: func(w *world) http.HandlerFunc {
 			return func(_ http.ResponseWriter, r *http.Request) {
-				w.apis[0].sinkAll()
+				w.apis[0].ln.SinkAll()
 				<-w.apis[0].stopped
 			}
 		}, verdict: "a connection_lost", sent: true, code: 502},
@@ -84,7 +84,7 @@ func (f failure) over(major int) failure {
 
 // rudeListener accepts connections and closes them.
 func (w *world) rudeListener(address string) {
-	l := w.net.listen(address)
+	l := w.net.Listen(address)
 	w.clients = append(w.clients, l)
 	go func() {
 		for {
@@ -95,15 +95,6 @@ func (w *world) rudeListener(address string) {
 			c.Close()
 		}
 	}()
-}
-
-// sinkAll makes all connections to the backend black holes.
-func (a *api) sinkAll() {
-	a.ln.mu.Lock()
-	defer a.ln.mu.Unlock()
-	for _, c := range a.ln.accepted {
-		c.sink()
-	}
 }
 
 // failing runs a test in a world whose first backend fails so, and is preferred.

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"apiserver-lb/balancer/internal/testpki"
 )
 
 // h2peer is one end of an HTTP/2 connection that says exactly what it is told.
@@ -107,7 +109,7 @@ func (p *h2peer) frame() (http2.Frame, error) {
 }
 
 // h2 opens an HTTP/2 connection of a client to the balancer.
-func (w *world) h2(cert *issued) *h2peer {
+func (w *world) h2(cert *testpki.Issued) *h2peer {
 	w.Helper()
 	c := w.dialClient(cert, "h2")
 	c.SetDeadline(time.Now().Add(patience))
@@ -217,5 +219,11 @@ func h2script(settings []http2.Setting, request func(*h2stream), data func(*h2pe
 				}
 			}
 		}
+	}
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
 	}
 }

@@ -105,7 +105,7 @@ func TestHeldAnswer(t *testing.T) {
 					w.apis[0].on(o.breaking(w.apis[0], breakOff))
 					w.apis[1].on(o.whole(w.apis[1]))
 					w.prefer(0)
-					c := w.client(major, w.pki.alice)
+					c := w.client(major, w.pki.Alice)
 					begun := time.Now()
 					a := c.do("GET", listTarget, nil)
 					if took := time.Since(begun); took > 16*time.Second {
@@ -341,7 +341,7 @@ func TestNotHeld(t *testing.T) {
 					w.apis[0].pause()
 					panic(http.ErrAbortHandler)
 				})
-				cl := w.client(major, w.pki.alice)
+				cl := w.client(major, w.pki.Alice)
 				var body io.Reader
 				if c.method != "GET" {
 					body = strings.NewReader("{}")

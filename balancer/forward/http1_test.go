@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"apiserver-lb/balancer/internal/testpki"
 )
 
 // TestPipelining: requests that come in one write are answered in order.
@@ -23,7 +25,7 @@ func TestPipelining(t *testing.T) {
 					fmt.Fprintf(rw, "%s %s %s", r.Method, r.URL.Path, body)
 				})
 			}
-			r := w.raw(w.pki.alice)
+			r := w.raw(w.pki.Alice)
 			r.say("GET /slow HTTP/1.1", "Host: x", "",
 				"POST /two HTTP/1.1", "Host: x", "Content-Length: 5", "",
 				"hello"+"POST /three HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", "",
@@ -46,7 +48,7 @@ func TestPipelining(t *testing.T) {
 // TestKeepAlive: a connection serves request after request, refused ones too.
 func TestKeepAlive(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
-		r := w.raw(w.pki.alice)
+		r := w.raw(w.pki.Alice)
 		for range 10 {
 			r.say("PUT /api HTTP/1.1", "Host: x", "Content-Length: 3", "", "abc"+"GET /api HTTP/1.1", "Host: x", "", "TRACE /api HTTP/1.1", "Host: x", "")
 			r.hear("PUT").want(w, 200, "")
@@ -99,7 +101,7 @@ func TestRefusedMethods(t *testing.T) {
 	const want = `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"lb-1: the method %s is not served","reason":"MethodNotAllowed","code":405}` + "\n"
 	run(t, setup{backends: 1}, func(w *world) {
 		for _, c := range []struct{ method, target string }{{"TRACE", "/api"}, {"CONNECT", "/api"}, {"CONNECT", "10.0.0.1:443"}} {
-			r := w.raw(w.pki.alice)
+			r := w.raw(w.pki.Alice)
 			r.say(c.method+" "+c.target+" HTTP/1.1", "Host: x", "")
 			res, err := http.ReadResponse(r.from, nil)
 			if err != nil {
@@ -107,7 +109,7 @@ func TestRefusedMethods(t *testing.T) {
 			}
 			readAnswer(res).want(w, 405, fmt.Sprintf(want, c.method))
 		}
-		p := w.h2(w.pki.alice)
+		p := w.h2(w.pki.Alice)
 		if a := p.hear(p.ask(true, "TRACE", "/api")); a.code != 405 || a.body != fmt.Sprintf(want, "TRACE") {
 			w.Errorf("answer = %+v", a)
 		}
@@ -125,7 +127,7 @@ func TestRefusedMethods(t *testing.T) {
 // sent.
 func TestHeadRefused(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
-		r := w.raw(w.pki.expired)
+		r := w.raw(w.pki.Expired)
 		r.say("HEAD /api HTTP/1.1", "Host: x", "", "GET /api HTTP/1.1", "Host: x", "")
 		a := r.hear("HEAD")
 		if a.StatusCode != 401 || a.body != "" || a.Header.Get("Content-Length") == "" {
@@ -136,7 +138,7 @@ func TestHeadRefused(t *testing.T) {
 		if got := b.Header.Get("Content-Length"); got != a.Header.Get("Content-Length") {
 			w.Errorf("lengths differ: %s and %s", a.Header.Get("Content-Length"), got)
 		}
-		p := w.h2(w.pki.expired)
+		p := w.h2(w.pki.Expired)
 		if a := p.hear(p.ask(true, "HEAD", "/api")); a.code != 401 || a.body != "" {
 			w.Errorf("answer = %+v", a)
 		}
@@ -153,7 +155,7 @@ func TestSlowHead(t *testing.T) {
 		if took := time.Since(begun); took != 10*time.Second {
 			w.Errorf("it took %v", took)
 		}
-		c, err := w.net.dial(w.Context(), "tcp", frontAddress)
+		c, err := w.net.Dial(w.Context(), "tcp", frontAddress)
 		if err != nil {
 			w.Fatal(err)
 		}
@@ -171,7 +173,7 @@ func TestSlowBody(t *testing.T) {
 	legs(t, func(w *world, major int) {
 		body, write := io.Pipe()
 		answered := make(chan answer, 1)
-		c := w.client(major, w.pki.alice)
+		c := w.client(major, w.pki.Alice)
 		go func() { answered <- c.do("POST", "/api", body) }()
 		for i := range 5 {
 			fmt.Fprint(write, i)
@@ -189,7 +191,7 @@ func TestSlowBody(t *testing.T) {
 // body is read is not taken for a request.
 func TestLeftover(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
-		r := w.raw(w.pki.expired)
+		r := w.raw(w.pki.Expired)
 		r.say("POST /api HTTP/1.1", "Host: x", "Content-Length: 47", "", "GET /smuggled HTTP/1.1\r\nHost: x\r\nX: aaaaaaaaa\r\n\r\n"[:47])
 		a := r.hear("POST")
 		a.want(w, 401, `{"kind":"Status"`)
@@ -209,7 +211,7 @@ func TestLeftover(t *testing.T) {
 func TestManyConnections(t *testing.T) {
 	run(t, setup{backends: 3}, func(w *world) {
 		for i := range 60 {
-			r := w.raw([]*issued{nil, w.pki.alice, w.pki.expired}[i%3])
+			r := w.raw([]*testpki.Issued{nil, w.pki.Alice, w.pki.Expired}[i%3])
 			r.say("GET /api HTTP/1.1", "Host: x", "Connection: close", "")
 			if a := r.hear("GET"); a.StatusCode != 200 && a.StatusCode != 401 {
 				w.Errorf("answer = %d %s", a.StatusCode, a.body)

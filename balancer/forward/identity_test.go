@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"apiserver-lb/balancer/internal/testpki"
 	"apiserver-lb/tlsconf"
 )
 
@@ -24,7 +25,7 @@ var forged = []string{
 }
 
 // asserts returns the fields that assert alice, as kube-apiserver gets them.
-func (w *world) asserts(cert *issued) http.Header {
+func (w *world) asserts(cert *testpki.Issued) http.Header {
 	v := w.store.Verify(nil)
 	if cert != nil {
 		v = w.store.Verify([]*x509.Certificate{cert.Certificate})
@@ -44,14 +45,14 @@ func (w *world) asserts(cert *issued) http.Header {
 func TestForgedHeaders(t *testing.T) {
 	for _, b := range []struct {
 		name, token string
-		cert        func(p *pki) *issued
+		cert        func(p *testpki.PKI) *testpki.Issued
 		conn        string
 	}{
-		{"certificate", "", func(p *pki) *issued { return p.alice }, "front-proxy-client"},
-		{"certificate and token", "t", func(p *pki) *issued { return p.alice }, "front-proxy-client"},
-		{"token", "t", func(*pki) *issued { return nil }, ""},
-		{"expired certificate and token", "t", func(p *pki) *issued { return p.expired }, ""},
-		{"anonymous", "", func(*pki) *issued { return nil }, ""},
+		{"certificate", "", func(p *testpki.PKI) *testpki.Issued { return p.Alice }, "front-proxy-client"},
+		{"certificate and token", "t", func(p *testpki.PKI) *testpki.Issued { return p.Alice }, "front-proxy-client"},
+		{"token", "t", func(*testpki.PKI) *testpki.Issued { return nil }, ""},
+		{"expired certificate and token", "t", func(p *testpki.PKI) *testpki.Issued { return p.Expired }, ""},
+		{"anonymous", "", func(*testpki.PKI) *testpki.Issued { return nil }, ""},
 	} {
 		for major := 1; major <= 2; major++ {
 			for _, upgrade := range []bool{false, true} {
@@ -124,7 +125,7 @@ func TestConnectionNames(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
 		for _, name := range []string{"Authorization", "authorization", "Impersonate-User", "impersonate-extra-x", "X-Remote-User", "x_remote_group", "X-Remote-Extra-a", "X-Remote-Uid", "Audit-Id"} {
 			for _, line := range []string{name, "close, " + name, "upgrade, " + name + " ,x"} {
-				r := w.raw(w.pki.alice)
+				r := w.raw(w.pki.Alice)
 				r.say("GET /api HTTP/1.1", "Host: x", "Connection: "+line, "Upgrade: websocket", "Impersonate-User: bob", "")
 				r.hear("GET").want(w, 400, `{"kind":"Status"`)
 			}
@@ -133,7 +134,7 @@ func TestConnectionNames(t *testing.T) {
 			w.Errorf("%d requests arrived", n)
 		}
 		// What is not about identity may be named.
-		r := w.raw(w.pki.alice)
+		r := w.raw(w.pki.Alice)
 		r.say("GET /api HTTP/1.1", "Host: x", "Connection: x-hop, X-Forwarded-For", "X-Hop: 1", "X-Forwarded-For: 6.6.6.6", "")
 		r.hear("GET").want(w, 200, "")
 		h := w.apis[0].one().Header
@@ -146,7 +147,7 @@ func TestConnectionNames(t *testing.T) {
 // TestRefusedCredentials: who is refused gets a Status, and no backend is asked.
 func TestRefusedCredentials(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
-		for _, cert := range []*issued{w.pki.expired, w.pki.stranger} {
+		for _, cert := range []*testpki.Issued{w.pki.Expired, w.pki.Stranger} {
 			for major := 1; major <= 2; major++ {
 				a := w.client(major, cert).do("GET", "/api", nil)
 				a.want(w, 401, `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"lb-1: the client certificate is not accepted: `)
@@ -165,7 +166,7 @@ func TestRefusedCredentials(t *testing.T) {
 func TestCertificateExpires(t *testing.T) {
 	for major := 1; major <= 2; major++ {
 		run(t, setup{backends: 1}, func(w *world) {
-			soon := issue(w.pki.clientCA, w.pki.alice.Subject, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(time.Minute) })
+			soon := testpki.Issue(w.pki.ClientCA, w.pki.Alice.Subject, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(time.Minute) })
 			c := w.client(major, soon)
 			c.do("GET", "/api", nil).want(w, 200, "")
 			time.Sleep(61 * time.Second)
@@ -242,16 +243,16 @@ func TestNeverShared(t *testing.T) {
 					})
 				}
 				identities := []struct {
-					cert  *issued
+					cert  *testpki.Issued
 					token string
 					want  string
 				}{
-					{w.pki.alice, "", "alice|[dev ops]|"},
-					{w.pki.bob, "", "bob|[]|"},
-					{w.pki.bob, "ignored", "bob|[]|"},
+					{w.pki.Alice, "", "alice|[dev ops]|"},
+					{w.pki.Bob, "", "bob|[]|"},
+					{w.pki.Bob, "ignored", "bob|[]|"},
 					{nil, "good", "|[]|Bearer good"},
 					{nil, "bad", "|[]|Bearer bad"},
-					{w.pki.expired, "good", "|[]|Bearer good"},
+					{w.pki.Expired, "good", "|[]|Bearer good"},
 					{nil, "", "|[]|"},
 				}
 				var wg sync.WaitGroup

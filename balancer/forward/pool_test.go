@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/http2"
 
+	"apiserver-lb/balancer/internal/testpki"
 	"apiserver-lb/health"
 )
 
@@ -64,7 +65,7 @@ func (a *api) perConn() []int {
 // TestOneDial: those who find no connection wait for one dial, and all get it.
 func TestOneDial(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
-		open := w.net.gate(w.apis[0].b.Address)
+		open := w.net.Gate(w.apis[0].b.Address)
 		c := w.client(2, nil)
 		var wg sync.WaitGroup
 		for range 50 {
@@ -73,7 +74,7 @@ func TestOneDial(t *testing.T) {
 		synctest.Wait()
 		open()
 		wg.Wait()
-		if n := w.net.dialled(w.apis[0].b.Address); n != 1 {
+		if n := w.net.Dialled(w.apis[0].b.Address); n != 1 {
 			w.Errorf("%d dials", n)
 		}
 	})
@@ -82,7 +83,7 @@ func TestOneDial(t *testing.T) {
 // TestDialFailsAll: they also fail with it, and go elsewhere.
 func TestDialFailsAll(t *testing.T) {
 	run(t, setup{}, func(w *world) {
-		w.net.swallow(w.apis[0].b.Address, true)
+		w.net.Swallow(w.apis[0].b.Address, true)
 		w.prefer(0)
 		c := w.client(2, nil)
 		var wg sync.WaitGroup
@@ -91,7 +92,7 @@ func TestDialFailsAll(t *testing.T) {
 			wg.Go(func() { c.do("POST", "/api", nil).want(w, 200, `{"from":"b"}`) })
 		}
 		wg.Wait()
-		if n := w.net.dialled(w.apis[0].b.Address); n != 1 {
+		if n := w.net.Dialled(w.apis[0].b.Address); n != 1 {
 			w.Errorf("%d dials", n)
 		}
 		if took := time.Since(begun); took > 3*time.Second {
@@ -104,7 +105,7 @@ func TestDialFailsAll(t *testing.T) {
 // which others wait.
 func TestDialOutlivesClient(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
-		open := w.net.gate(w.apis[0].b.Address)
+		open := w.net.Gate(w.apis[0].b.Address)
 		c := w.client(2, nil)
 		ctx, cancel := context.WithCancel(context.Background())
 		first, second := make(chan error, 1), make(chan answer, 1)
@@ -122,7 +123,7 @@ func TestDialOutlivesClient(t *testing.T) {
 		time.Sleep(time.Second)
 		open()
 		await(w, second, "the second answer").want(w, 200, "")
-		if n := w.net.dialled(w.apis[0].b.Address); n != 1 {
+		if n := w.net.Dialled(w.apis[0].b.Address); n != 1 {
 			w.Errorf("%d dials", n)
 		}
 	})
@@ -152,7 +153,7 @@ func TestStreamLimit(t *testing.T) {
 		for range 8 {
 			c.do("GET", "/api", nil).want(w, 200, "")
 		}
-		if n := w.net.dialled(a.b.Address); n != 3 {
+		if n := w.net.Dialled(a.b.Address); n != 3 {
 			w.Errorf("%d connections were opened", n)
 		}
 	})
@@ -169,7 +170,7 @@ func TestHTTP1Pool(t *testing.T) {
 				c.do(method, "/api", nil).want(w, 200, "")
 			}
 		}
-		if n := w.net.dialled(a.b.Address); n != 1 {
+		if n := w.net.Dialled(a.b.Address); n != 1 {
 			w.Errorf("%d connections for requests one after the other", n)
 		}
 		a.holding()
@@ -178,14 +179,14 @@ func TestHTTP1Pool(t *testing.T) {
 			res, _ := c.watching()
 			all = append(all, res)
 		}
-		if n := a.ln.open(); n != 5 {
+		if n := a.ln.Open(); n != 5 {
 			w.Errorf("%d connections for 5 requests at once", n)
 		}
 		for _, res := range all {
 			res.Body.Close()
 		}
 		synctest.Wait()
-		if n := a.ln.open(); n != 0 {
+		if n := a.ln.Open(); n != 0 {
 			w.Errorf("%d connections are open whose answers were not read to the end", n)
 		}
 	})
@@ -200,9 +201,7 @@ func TestIdleClosed(t *testing.T) {
 			for i := range 5 {
 				c.do("POST", "/api", nil).want(w, 200, "")
 				synctest.Wait()
-				w.apis[0].ln.mu.Lock()
-				conns := slices.Clone(w.apis[0].ln.accepted)
-				w.apis[0].ln.mu.Unlock()
+				conns := w.apis[0].ln.Accepted()
 				if len(conns) != i+1 {
 					w.Errorf("h1 %v: %d connections after %d requests", h1, len(conns), i+1)
 				}
@@ -226,18 +225,18 @@ func TestRetire(t *testing.T) {
 		t.Run(fmt.Sprintf("h1 %v", h1), func(t *testing.T) {
 			run(t, setup{backends: 1, h1: h1}, func(w *world) {
 				a := w.apis[0]
-				c := w.client(2, w.pki.alice)
+				c := w.client(2, w.pki.Alice)
 				c.do("GET", "/api", nil)
 				w.retire()
 				synctest.Wait()
-				if n := a.ln.open(); n != 0 {
+				if n := a.ln.Open(); n != 0 {
 					w.Errorf("%d idle connections are open after Retire", n)
 				}
 				a.holding()
 				res, lines := c.watching()
-				rotateProxy(w, w.dir, w.store, w.pki, "next-proxy") // which retires
+				testpki.RotateProxy(w, w.dir, w.store, w.pki, "next-proxy") // which retires
 				synctest.Wait()
-				if n := a.ln.open(); n != 1 {
+				if n := a.ln.Open(); n != 1 {
 					w.Errorf("%d connections are open, want that of the watch", n)
 				}
 				a.on(nil)
@@ -246,7 +245,7 @@ func TestRetire(t *testing.T) {
 				if first, last := all[1], all[2]; first.Cert != "front-proxy-client" || last.Cert != "next-proxy" || first.Conn == last.Conn {
 					w.Errorf("the requests came on connections %d with %q and %d with %q", first.Conn, first.Cert, last.Conn, last.Cert)
 				}
-				if n := a.ln.open(); n != 2 {
+				if n := a.ln.Open(); n != 2 {
 					w.Errorf("%d connections are open", n)
 				}
 				w.step <- struct{}{}
@@ -255,7 +254,7 @@ func TestRetire(t *testing.T) {
 				}
 				res.Body.Close()
 				synctest.Wait()
-				if n := a.ln.open(); n != 1 {
+				if n := a.ln.Open(); n != 1 {
 					w.Errorf("%d connections are open, want the new one", n)
 				}
 				if n := w.metric("apiserver_lb.backend.connections")["backend=a credential=certificate"]; n != 1 {
@@ -271,8 +270,8 @@ func TestRetire(t *testing.T) {
 func TestRetireWhileDialling(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
 		a := w.apis[0]
-		open := w.net.gate(a.b.Address)
-		c := w.client(2, w.pki.alice)
+		open := w.net.Gate(a.b.Address)
+		c := w.client(2, w.pki.Alice)
 		answered := make(chan answer, 1)
 		go func() { answered <- c.do("POST", "/api", nil) }()
 		synctest.Wait()
@@ -280,7 +279,7 @@ func TestRetireWhileDialling(t *testing.T) {
 		open()
 		await(w, answered, "the answer").want(w, 200, "")
 		synctest.Wait()
-		if n, o := w.net.dialled(a.b.Address), a.ln.open(); n != 2 || o != 1 {
+		if n, o := w.net.Dialled(a.b.Address), a.ln.Open(); n != 2 || o != 1 {
 			w.Errorf("%d dials, %d open connections", n, o)
 		}
 	})
@@ -290,7 +289,7 @@ func TestRetireWhileDialling(t *testing.T) {
 // elsewhere at once.
 func TestCutWhileDialling(t *testing.T) {
 	run(t, setup{}, func(w *world) {
-		w.net.swallow(w.apis[0].b.Address, true)
+		w.net.Swallow(w.apis[0].b.Address, true)
 		w.prefer(0)
 		c := w.client(2, nil)
 		answered := make(chan answer, 1)
@@ -310,7 +309,7 @@ func TestCut(t *testing.T) {
 	for _, h1 := range []bool{false, true} {
 		run(t, setup{backends: 1, h1: h1}, func(w *world) {
 			a := w.apis[0]
-			for _, cert := range []*issued{w.pki.alice, nil} {
+			for _, cert := range []*testpki.Issued{w.pki.Alice, nil} {
 				c := w.client(2, cert)
 				c.do("GET", "/api", nil)
 				a.holding()
@@ -323,7 +322,7 @@ func TestCut(t *testing.T) {
 					w.Errorf("the watch ended with %q, %v", rest, err)
 				}
 				synctest.Wait()
-				if n := a.ln.open(); n != 0 {
+				if n := a.ln.Open(); n != 0 {
 					w.Errorf("%d connections are open after Cut", n)
 				}
 				c.do("GET", "/api", nil).want(w, 200, "")
@@ -337,7 +336,7 @@ func TestCut(t *testing.T) {
 func TestGoAway(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
 		a := w.apis[0]
-		c := w.client(2, w.pki.alice)
+		c := w.client(2, w.pki.Alice)
 		a.holding()
 		res, lines := c.watching()
 		a.on(func(rw http.ResponseWriter, r *http.Request) { rw.Header().Set("Connection", "close") }) // Go's server says GOAWAY then
@@ -358,7 +357,7 @@ func TestGoAway(t *testing.T) {
 		}
 		res.Body.Close()
 		time.Sleep(2 * time.Second)
-		if n := a.ln.open(); n != 1 {
+		if n := a.ln.Open(); n != 1 {
 			w.Errorf("%d connections are open", n)
 		}
 	})
@@ -406,7 +405,7 @@ func TestPing(t *testing.T) {
 		w.prefer(0)
 		c := w.client(2, nil)
 		_, lines := c.watching()
-		w.apis[0].sinkAll()
+		w.apis[0].ln.SinkAll()
 		begun := time.Now()
 		c.do("GET", "/api", nil).want(w, 200, `{"from":"b"}`)
 		if rest, err := io.ReadAll(lines); len(rest) != 0 || err != nil {

@@ -33,7 +33,7 @@ func TestSafeMethods(t *testing.T) {
 				f := f.over(major)
 				f.failing(t, setup{}, func(w *world) {
 					begun := time.Now()
-					a := w.client(major, w.pki.alice).do("GET", "/api/v1/pods?a;b", nil, "X-A: 1")
+					a := w.client(major, w.pki.Alice).do("GET", "/api/v1/pods?a;b", nil, "X-A: 1")
 					a.want(w, 200, `{"from":"b"}`)
 					if took := time.Since(begun); took > 16*time.Second {
 						w.Errorf("it took %v", took)
@@ -69,7 +69,7 @@ func TestWrites(t *testing.T) {
 				f := f.over(2)
 				f.failing(t, setup{}, func(w *world) {
 					body := strings.Repeat(patchBody, 100)
-					a := w.client(2, w.pki.alice).do(method, "/api/v1/namespaces/n/pods/p", strings.NewReader(body), "Content-Type: application/x")
+					a := w.client(2, w.pki.Alice).do(method, "/api/v1/namespaces/n/pods/p", strings.NewReader(body), "Content-Type: application/x")
 					if !f.sent {
 						a.want(w, 200, `{"from":"b"}`)
 						got := w.apis[1].one()
@@ -101,7 +101,7 @@ func TestNoSecondBackend(t *testing.T) {
 		for _, method := range []string{"GET", "POST"} {
 			t.Run(f.name+" "+method, func(t *testing.T) {
 				f.failing(t, setup{backends: 1}, func(w *world) {
-					a := w.client(1, w.pki.alice).do(method, "/api", strings.NewReader("x"))
+					a := w.client(1, w.pki.Alice).do(method, "/api", strings.NewReader("x"))
 					after := a.Header.Get("Retry-After")
 					switch f.name {
 					case "shutdown 429":
@@ -134,7 +134,7 @@ func TestNotAgain(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			f := f.over(2)
 			f.failing(t, setup{}, func(w *world) {
-				a := w.client(2, w.pki.alice).do("GET", proxyTarget, nil)
+				a := w.client(2, w.pki.Alice).do("GET", proxyTarget, nil)
 				if f.event == "dial_failed" {
 					a.want(w, 200, `{"from":"b"}`)
 					return
@@ -209,7 +209,7 @@ func TestErrors(t *testing.T) {
 					w.Fatal(err)
 				}
 			}
-			w.apis[0].ln.resetAll()
+			w.apis[0].ln.ResetAll()
 			synctest.Wait()
 			if err := ask(); err == nil || err.Error() != want {
 				w.Errorf("net/http says %v, want %q", err, want)
@@ -265,7 +265,7 @@ func TestBudget(t *testing.T) {
 	failures := failures()
 	for _, f := range []failure{failures[0], failures[4], failures[7]} {
 		f.failing(t, setup{share: "none"}, func(w *world) {
-			a := w.client(2, w.pki.alice).do("POST", "/", strings.NewReader("x"))
+			a := w.client(2, w.pki.Alice).do("POST", "/", strings.NewReader("x"))
 			if f.event == "dial_failed" {
 				a.want(w, 200, `{"from":"b"}`)
 				return
@@ -331,7 +331,7 @@ func TestSlowUpload(t *testing.T) {
 				run(t, setup{raw: script}, func(w *world) {
 					w.prefer(0)
 					body, write := io.Pipe()
-					c := w.client(major, w.pki.alice)
+					c := w.client(major, w.pki.Alice)
 					answered := make(chan answer, 1)
 					go func() { answered <- c.do("POST", "/", body) }()
 					io.WriteString(write, "first,")
@@ -367,7 +367,7 @@ func TestSlowUploadShutdown(t *testing.T) {
 					w.apis[0].on(shutdown429)
 					w.prefer(0)
 					body, write := io.Pipe()
-					c := w.client(2, w.pki.alice)
+					c := w.client(2, w.pki.Alice)
 					answered := make(chan answer, 1)
 					go func() { answered <- c.do("POST", "/", body) }()
 					io.WriteString(write, "first,")
@@ -474,7 +474,7 @@ func TestNoBackend(t *testing.T) {
 		const want = `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"lb-1: no kube-apiserver could take the request; nothing has been done",` +
 			`"reason":"ServiceUnavailable","details":{"retryAfterSeconds":1},"code":503}` + "\n"
 		for major := 1; major <= 2; major++ {
-			c := w.client(major, w.pki.alice)
+			c := w.client(major, w.pki.Alice)
 			for _, method := range []string{"GET", "POST", "HEAD"} {
 				a := c.do(method, "/api", nil, "Audit-Id: mine")
 				body := want
@@ -530,7 +530,7 @@ func TestClientGone(t *testing.T) {
 							panic(http.ErrAbortHandler)
 						})
 						if waits == "dial" {
-							w.net.swallow(w.apis[0].b.Address, true)
+							w.net.Swallow(w.apis[0].b.Address, true)
 						}
 						w.prefer(0)
 						var fields []string

@@ -45,7 +45,7 @@ func TestStreams(t *testing.T) {
 				}
 				flushed(rw, "the end\n")
 			})
-			c := w.client(major, w.pki.alice)
+			c := w.client(major, w.pki.Alice)
 			res, err := c.send(c.request("GET", target, nil))
 			if err != nil {
 				w.Fatalf("%s: no head before the first event: %v", target, err)
@@ -78,7 +78,7 @@ func TestIdleStream(t *testing.T) {
 			<-proceed
 			flushed(rw, "last\n")
 		})
-		c := w.client(major, w.pki.alice)
+		c := w.client(major, w.pki.Alice)
 		r := c.request("GET", watchTarget, nil)
 		res, err := c.t.RoundTrip(r)
 		if err != nil {
@@ -141,7 +141,7 @@ func TestExpectContinue(t *testing.T) {
 				<-ask
 				w.apis[0].answer(rw, r)
 			})
-			r := w.raw(w.pki.alice)
+			r := w.raw(w.pki.Alice)
 			r.say("PUT /api HTTP/1.1", "Host: x", "Content-Length: 4", "Expect: 100-continue", "")
 			r.silent(500 * time.Millisecond)
 			if got := w.apis[0].one(); h1 && got.Header.Get("Expect") != "100-continue" { // net/http hides it of HTTP/2
@@ -275,7 +275,7 @@ func TestBothWays(t *testing.T) {
 				flushed(rw, "echo "+lines.Text()+"\n")
 			}
 		})
-		c := w.client(major, w.pki.alice)
+		c := w.client(major, w.pki.Alice)
 		body, write := io.Pipe()
 		res, err := c.send(c.request("POST", proxyTarget, body))
 		if err != nil {

@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"apiserver-lb/balancer/internal/memnet"
+	"apiserver-lb/balancer/internal/testpki"
 )
 
 const execTarget = "/api/v1/namespaces/n/pods/p/exec?command=sh&stdin=true"
@@ -89,7 +92,7 @@ func TestTunnel(t *testing.T) {
 							io.WriteString(conn, "after the client's end")
 						}
 					}))
-					r := w.raw(w.pki.alice)
+					r := w.raw(w.pki.Alice)
 					r.exec(c.method, c.asked, "early from client|")
 					h := r.switched()
 					if h.Get("Upgrade") != c.answered || h.Get("X-Stream-Protocol-Version") != "v4.channel.k8s.io" {
@@ -116,7 +119,7 @@ func TestTunnel(t *testing.T) {
 					}
 					synctest.Wait()
 					w.atRest()
-					if n := w.apis[0].ln.open(); n != 0 {
+					if n := w.apis[0].ln.Open(); n != 0 {
 						w.Errorf("%d backend connections are open", n)
 					}
 				})
@@ -166,13 +169,13 @@ func TestTunnelHead(t *testing.T) {
 	run(t, setup{backends: 1}, func(w *world) {
 		w.apis[0].on(switching("SPDY/3.1", "", func(net.Conn, *bufio.Reader) {}))
 		for i, target := range []string{execTarget, "//x/%2f/../exec?a;b", "/exec?", "*"} {
-			r := w.raw(w.pki.alice)
+			r := w.raw(w.pki.Alice)
 			r.say("POST "+target+" HTTP/1.1", "Host: balancer.example", "Connection: keep-alive, Upgrade, x-hop", "Upgrade: SPDY/3.1", "Content-Length: 0",
 				"X-Hop: 1", "Keep-Alive: 5", "Authorization: Bearer t", "X-Remote-User: root", "x_remote_group: system:masters", "X-Forwarded-For: 6.6.6.6",
 				"X-Stream-Protocol-Version: v5.channel.k8s.io", "X-Stream-Protocol-Version: v4.channel.k8s.io", "Sec-WebSocket-Protocol: a, b", "Impersonate-User: bob", "")
 			r.switched()
 			got := w.apis[0].requests()[i]
-			want := w.asserts(w.pki.alice)
+			want := w.asserts(w.pki.Alice)
 			for name, values := range map[string][]string{
 				"Connection": {"Upgrade"}, "Upgrade": {"SPDY/3.1"}, "X-Stream-Protocol-Version": {"v5.channel.k8s.io", "v4.channel.k8s.io"},
 				"Sec-Websocket-Protocol": {"a, b"}, "Impersonate-User": {"bob"}, "X-Forwarded-For": {clientIP}, "Audit-Id": {fmt.Sprintf("audit-%d", i+1)},
@@ -197,15 +200,15 @@ func TestTunnelCredentials(t *testing.T) {
 	const token = "base64url.bearer.authorization.k8s.io.dG9rZW4"
 	for _, c := range []struct {
 		name, field, conn, credential string
-		cert                          func(p *pki) *issued
+		cert                          func(p *testpki.PKI) *testpki.Issued
 		code                          int
 	}{
-		{"certificate", "X: 1", "front-proxy-client", "certificate", func(p *pki) *issued { return p.alice }, 101},
-		{"token", "Authorization: Bearer t", "", "unproven_token", func(*pki) *issued { return nil }, 101},
-		{"subprotocol", "Sec-Websocket-Protocol: " + token + ", v5.channel.k8s.io", "", "unproven_token", func(*pki) *issued { return nil }, 101},
-		{"expired certificate and subprotocol", "Sec-Websocket-Protocol: " + token, "", "unproven_token", func(p *pki) *issued { return p.expired }, 101},
-		{"nobody", "X: 1", "", "anonymous", func(*pki) *issued { return nil }, 101},
-		{"expired certificate", "X: 1", "", "", func(p *pki) *issued { return p.expired }, 401},
+		{"certificate", "X: 1", "front-proxy-client", "certificate", func(p *testpki.PKI) *testpki.Issued { return p.Alice }, 101},
+		{"token", "Authorization: Bearer t", "", "unproven_token", func(*testpki.PKI) *testpki.Issued { return nil }, 101},
+		{"subprotocol", "Sec-Websocket-Protocol: " + token + ", v5.channel.k8s.io", "", "unproven_token", func(*testpki.PKI) *testpki.Issued { return nil }, 101},
+		{"expired certificate and subprotocol", "Sec-Websocket-Protocol: " + token, "", "unproven_token", func(p *testpki.PKI) *testpki.Issued { return p.Expired }, 101},
+		{"nobody", "X: 1", "", "anonymous", func(*testpki.PKI) *testpki.Issued { return nil }, 101},
+		{"expired certificate", "X: 1", "", "", func(p *testpki.PKI) *testpki.Issued { return p.Expired }, 401},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run(t, setup{backends: 1}, func(w *world) {
@@ -245,7 +248,7 @@ func TestRefusedUpgrade(t *testing.T) {
 				io.WriteString(rw, "apiserver is shutting down, they say")
 			})
 			w.prefer(0)
-			r := w.raw(w.pki.alice)
+			r := w.raw(w.pki.Alice)
 			r.exec("GET", "websocket", "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Remote-User: root\r\n\r\n")
 			a := r.hear("GET")
 			a.want(w, code, "apiserver is shutting down, they say")
@@ -257,7 +260,7 @@ func TestRefusedUpgrade(t *testing.T) {
 			}
 			synctest.Wait()
 			w.apis[0].one()
-			if n := len(w.apis[1].requests()) + w.apis[0].ln.open(); n != 0 {
+			if n := len(w.apis[1].requests()) + w.apis[0].ln.Open(); n != 0 {
 				w.Errorf("%d: %d requests elsewhere and open connections", code, n)
 			}
 			if got := w.verdicts(); len(got) != 0 {
@@ -326,7 +329,7 @@ func TestWrongSwitch(t *testing.T) {
 	for _, answered := range []string{"websocket", "SPDY/3.1, websocket", "", "SPDY/3.1 "} {
 		run(t, setup{backends: 1}, func(w *world) {
 			w.apis[0].on(switching(answered, "secret", func(_ net.Conn, from *bufio.Reader) { io.Copy(io.Discard, from) }))
-			r := w.raw(w.pki.alice)
+			r := w.raw(w.pki.Alice)
 			r.exec("POST", "SPDY/3.1", "")
 			if answered == "SPDY/3.1 " { // the space is no part of it
 				r.switched()
@@ -364,7 +367,7 @@ func TestTunnelContinue(t *testing.T) {
 func TestTunnelEnds(t *testing.T) {
 	for name, end := range map[string]func(w *world, r *raw){
 		"client closes":    func(_ *world, r *raw) { r.Close() },
-		"client vanishes":  func(_ *world, r *raw) { r.NetConn().(*conn).reset() },
+		"client vanishes":  func(_ *world, r *raw) { r.NetConn().(*memnet.Conn).Reset() },
 		"backend killed":   func(w *world, _ *raw) { w.apis[0].kill() },
 		"declared dead":    func(w *world, _ *raw) { w.dead(w.apis[0]) },
 		"pools are closed": func(w *world, _ *raw) { w.pools.Close() },
@@ -402,7 +405,7 @@ func TestTunnelRetries(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			f.failing(t, setup{}, func(w *world) {
 				w.apis[1].on(switching("SPDY/3.1", "hello", func(net.Conn, *bufio.Reader) {}))
-				r := w.raw(w.pki.alice)
+				r := w.raw(w.pki.Alice)
 				r.exec("POST", "SPDY/3.1", "", "Content-Length: 0")
 				if f.event == "dial_failed" {
 					r.switched()
@@ -443,7 +446,7 @@ func TestTunnelNoAnswer(t *testing.T) {
 			w.Errorf("it took %v", took)
 		}
 		synctest.Wait()
-		if n := w.apis[0].ln.open(); n != 0 {
+		if n := w.apis[0].ln.Open(); n != 0 {
 			w.Errorf("%d connections are open", n)
 		}
 	})

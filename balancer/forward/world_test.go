@@ -22,6 +22,8 @@ import (
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/internal/memnet"
+	"apiserver-lb/balancer/internal/testpki"
 	"apiserver-lb/balancer/pick"
 	"apiserver-lb/balancer/relay"
 	"apiserver-lb/health"
@@ -54,8 +56,8 @@ type setup struct {
 // world is a balancer between clients and fake kube-apiservers, in memory.
 type world struct {
 	*testing.T
-	net     *network
-	pki     *pki
+	net     *memnet.Network
+	pki     *testpki.PKI
 	dir     string
 	store   *tlsconf.Store
 	apis    []*api
@@ -64,7 +66,7 @@ type world struct {
 	relay   *relay.Relay
 	f       *Forwarder
 	srv     *Server
-	front   *listener
+	front   *memnet.Listener
 	reader  *sdkmetric.ManualReader
 	log     *safeBuffer
 	served  chan error // by the server's goroutine, once
@@ -82,7 +84,7 @@ type world struct {
 // no request counted in flight, no load, no connection, no goroutine.
 func run(t *testing.T, s setup, test func(w *world)) {
 	t.Helper()
-	p := certificates()
+	p := testpki.Certificates()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, s, p, dir)
@@ -91,8 +93,8 @@ func run(t *testing.T, s setup, test func(w *world)) {
 	})
 }
 
-func newWorld(t *testing.T, s setup, p *pki, dir string) *world {
-	w := &world{T: t, net: newNetwork(), pki: p, dir: dir, store: openStore(t, dir, p), reader: sdkmetric.NewManualReader(),
+func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
+	w := &world{T: t, net: memnet.New(), pki: p, dir: dir, store: testpki.OpenStore(t, dir, p), reader: sdkmetric.NewManualReader(),
 		log: new(safeBuffer), served: make(chan error, 1), step: make(chan struct{})}
 	if s.backends == 0 {
 		s.backends = 2
@@ -134,7 +136,7 @@ func newWorld(t *testing.T, s setup, p *pki, dir string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.pools = NewPools(w.store, w.net.dial, 2*time.Second, func(b *backend.Backend, c balancer.Credential, delta int64) {
+	w.pools = NewPools(w.store, w.net.Dial, 2*time.Second, func(b *backend.Backend, c balancer.Credential, delta int64) {
 		metrics.BackendConnections(b.Name, c, delta)
 	})
 	w.store.Subscribe(w.retire)
@@ -150,7 +152,7 @@ func newWorld(t *testing.T, s setup, p *pki, dir string) *world {
 	refusals := balancer.NewRefusalLog(log)
 	w.relay = relay.New(relay.Options{
 		Core: w.core, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
-		TLS: w.store, Dial: w.net.dial, DialTimeout: 2 * time.Second, Opened: opened,
+		TLS: w.store, Dial: w.net.Dial, DialTimeout: 2 * time.Second, Opened: opened,
 		MaxHeaderBytes: 1 << 20, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute,
 		PingAfter: 2500 * time.Millisecond, PingTimeout: 2 * time.Second, Shards: 2,
 	})
@@ -164,7 +166,7 @@ func newWorld(t *testing.T, s setup, p *pki, dir string) *world {
 		Core: w.core, Pools: w.pools, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
 	})
 	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20})
-	w.front = w.net.listen(frontAddress)
+	w.front = w.net.Listen(frontAddress)
 	go func() { w.served <- w.srv.Serve(relay.Listener{Listener: w.front}) }()
 	return w
 }
@@ -335,7 +337,7 @@ type api struct {
 	w       *world
 	b       *backend.Backend
 	setup   setup
-	ln      *listener
+	ln      *memnet.Listener
 	srv     *http.Server
 	stopped chan struct{} // closed by stop; handlers that wait listen to it
 
@@ -370,8 +372,8 @@ type connKey struct{}
 
 // start serves until stop or kill.
 func (a *api) start() {
-	a.ln = a.w.net.listen(a.b.Address)
-	config := &tls.Config{Certificates: []tls.Certificate{a.w.pki.backend.pair()}, ClientAuth: tls.RequestClientCert}
+	a.ln = a.w.net.Listen(a.b.Address)
+	config := &tls.Config{Certificates: []tls.Certificate{a.w.pki.Backend.Pair()}, ClientAuth: tls.RequestClientCert}
 	if a.setup.raw != nil {
 		config.NextProtos = a.setup.rawALPN
 		if config.NextProtos == nil {
@@ -484,7 +486,7 @@ func (a *api) one() *seen {
 // kill ends the backend as kill -9 does.
 func (a *api) kill() {
 	a.ln.Close()
-	a.ln.resetAll()
+	a.ln.ResetAll()
 	if a.srv != nil {
 		a.srv.Close()
 	}

@@ -26,6 +26,10 @@ var layers = map[string][]string{
 	"balancer/backend": {"balancer/pick", "health"},
 	"balancer/forward": {"balancer", "balancer/backend", "health"},
 	"balancer/relay":   {"balancer", "balancer/backend", "health"},
+
+	// For tests.
+	"balancer/internal/memnet":  nil,
+	"balancer/internal/testpki": {"tlsconf"},
 }
 
 // confined names imports, by prefix, that only some packages may have.

@@ -1,4 +1,5 @@
-package forward
+// Package memnet is TCP in memory, for tests.
+package memnet
 
 import (
 	"context"
@@ -8,45 +9,47 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// network is TCP in memory: listeners by address, connections that buffer as
+// Network is TCP in memory: listeners by address, connections that buffer as
 // sockets do, end in FIN or RST, and obey deadlines. It works inside a bubble of
 // testing/synctest, where time passes only when nobody can go on.
-type network struct {
+type Network struct {
 	mu        sync.Mutex
-	listeners map[string]*listener
+	listeners map[string]*Listener
 	holes     map[string]bool          // addresses that swallow connection attempts
 	gates     map[string]chan struct{} // connection attempts wait until it is closed
 	dials     map[string]int           // attempts so far
 	port      uint16
 }
 
-func newNetwork() *network {
-	return &network{listeners: map[string]*listener{}, holes: map[string]bool{}, gates: map[string]chan struct{}{}, dials: map[string]int{}, port: 20000}
+// New returns a network without listeners.
+func New() *Network {
+	return &Network{listeners: map[string]*Listener{}, holes: map[string]bool{}, gates: map[string]chan struct{}{}, dials: map[string]int{}, port: 20000}
 }
 
-// listen starts listening on the address.
-func (n *network) listen(address string) *listener {
-	l := &listener{network: n, address: address, accept: make(chan *conn), closed: make(chan struct{})}
+// Listen starts listening on the address.
+func (n *Network) Listen(address string) *Listener {
+	l := &Listener{network: n, address: address, accept: make(chan *Conn), closed: make(chan struct{})}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.listeners[address] = l
 	return l
 }
 
-// dialled returns how often the address has been dialled.
-func (n *network) dialled(address string) int {
+// Dialled returns how often the address has been dialled.
+func (n *Network) Dialled(address string) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.dials[address]
 }
 
-// gate makes connection attempts to the address wait until open is called.
-func (n *network) gate(address string) (open func()) {
+// Gate makes connection attempts to the address wait until open is called.
+func (n *Network) Gate(address string) (open func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	ch := make(chan struct{})
@@ -59,19 +62,19 @@ func (n *network) gate(address string) (open func()) {
 	}
 }
 
-// swallow makes connection attempts to the address hang until they time out.
-func (n *network) swallow(address string, on bool) {
+// Swallow makes connection attempts to the address hang until they time out.
+func (n *Network) Swallow(address string, on bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.holes[address] = on
 }
 
-func (n *network) dial(ctx context.Context, _, address string) (net.Conn, error) {
-	return n.dialFrom(ctx, netip.MustParseAddr("10.0.0.100"), address)
+func (n *Network) Dial(ctx context.Context, _, address string) (net.Conn, error) {
+	return n.DialFrom(ctx, netip.MustParseAddr("10.0.0.100"), address)
 }
 
-// dialFrom connects from an IP address of choice.
-func (n *network) dialFrom(ctx context.Context, from netip.Addr, address string) (net.Conn, error) {
+// DialFrom connects from an IP address of choice.
+func (n *Network) DialFrom(ctx context.Context, from netip.Addr, address string) (net.Conn, error) {
 	n.mu.Lock()
 	n.dials[address]++
 	n.port++
@@ -94,8 +97,8 @@ func (n *network) dialFrom(ctx context.Context, from netip.Addr, address string)
 		return nil, refused
 	}
 	there, back := newFlow(), newFlow()
-	client := &conn{in: back, out: there, local: local, remote: l.Addr()}
-	server := &conn{in: there, out: back, local: l.Addr(), remote: local}
+	client := &Conn{in: back, out: there, local: local, remote: l.Addr()}
+	server := &Conn{in: there, out: back, local: l.Addr(), remote: local}
 	select {
 	case l.accept <- server:
 		return client, nil
@@ -106,20 +109,21 @@ func (n *network) dialFrom(ctx context.Context, from netip.Addr, address string)
 	}
 }
 
-// listener is a listening socket. What it accepts is on record, so that a test
+// Listener is a listening socket. What it accepts is on record, so that a test
 // can break it.
-type listener struct {
-	network *network
+type Listener struct {
+	network *Network
 	address string
-	accept  chan *conn
+	accept  chan *Conn
 	once    sync.Once
 	closed  chan struct{}
 
 	mu       sync.Mutex
-	accepted []*conn
+	accepted []*Conn
 }
 
-func (l *listener) Accept() (net.Conn, error) {
+// Accept waits for the next connection.
+func (l *Listener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.accept:
 		l.mu.Lock()
@@ -131,7 +135,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *listener) Close() error {
+// Close refuses further connections; those that were accepted go on.
+func (l *Listener) Close() error {
 	l.once.Do(func() {
 		l.network.mu.Lock()
 		if l.network.listeners[l.address] == l {
@@ -143,25 +148,36 @@ func (l *listener) Close() error {
 	return nil
 }
 
-func (l *listener) Addr() net.Addr {
+// Addr returns the address.
+func (l *Listener) Addr() net.Addr {
 	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(l.address))
 }
 
-// resetAll sends RST on all connections that were accepted, as kill -9 does.
-func (l *listener) resetAll() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, c := range l.accepted {
-		c.reset()
+// ResetAll sends RST on all connections that were accepted, as kill -9 does.
+func (l *Listener) ResetAll() {
+	for _, c := range l.Accepted() {
+		c.Reset()
 	}
 }
 
-// open returns how many connections have not been closed by this side.
-func (l *listener) open() (n int) {
+// SinkAll makes black holes of all connections that were accepted.
+func (l *Listener) SinkAll() {
+	for _, c := range l.Accepted() {
+		c.Sink()
+	}
+}
+
+// Accepted returns the connections that were accepted, in order.
+func (l *Listener) Accepted() []*Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, c := range l.accepted {
-		if !c.isClosed() {
+	return slices.Clone(l.accepted)
+}
+
+// Open returns how many connections have not been closed by this side.
+func (l *Listener) Open() (n int) {
+	for _, c := range l.Accepted() {
+		if !c.IsClosed() {
 			n++
 		}
 	}
@@ -271,8 +287,8 @@ func (f *flow) set(change func()) {
 	f.cond.Broadcast()
 }
 
-// conn is one end of a connection.
-type conn struct {
+// Conn is one end of a connection.
+type Conn struct {
 	in, out       *flow
 	local, remote net.Addr
 
@@ -280,42 +296,45 @@ type conn struct {
 	closed bool
 }
 
-func (c *conn) isClosed() bool {
+// IsClosed reports whether this side has closed or reset it.
+func (c *Conn) IsClosed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.closed
 }
 
-func (c *conn) Read(p []byte) (int, error) {
+// Read reads what has arrived, and waits for it.
+func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.in.read(p)
 	return n, c.wrap("read", err)
 }
 
-func (c *conn) Write(p []byte) (int, error) {
+// Write sends; it waits while the buffers are full.
+func (c *Conn) Write(p []byte) (int, error) {
 	n, err := c.out.write(p)
 	return n, c.wrap("write", err)
 }
 
-func (c *conn) wrap(op string, err error) error {
+func (c *Conn) wrap(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, io.EOF):
 		return io.EOF
-	case c.isClosed():
+	case c.IsClosed():
 		err = net.ErrClosed
 	}
 	return &net.OpError{Op: op, Net: "tcp", Source: c.local, Addr: c.remote, Err: err}
 }
 
 // CloseWrite sends FIN.
-func (c *conn) CloseWrite() error {
+func (c *Conn) CloseWrite() error {
 	c.out.set(func() { c.out.fin = true })
 	return nil
 }
 
 // Close sends FIN; what arrives afterwards is answered with RST.
-func (c *conn) Close() error {
+func (c *Conn) Close() error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -332,8 +351,8 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// reset sends RST.
-func (c *conn) reset() {
+// Reset sends RST.
+func (c *Conn) Reset() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
@@ -342,27 +361,33 @@ func (c *conn) reset() {
 	}
 }
 
-// sink makes a black hole of the path in both directions.
-func (c *conn) sink() {
+// Sink makes a black hole of the path in both directions.
+func (c *Conn) Sink() {
 	for _, f := range []*flow{c.in, c.out} {
 		f.set(func() { f.sunk, f.buf = true, nil })
 	}
 }
 
-func (c *conn) LocalAddr() net.Addr  { return c.local }
-func (c *conn) RemoteAddr() net.Addr { return c.remote }
+// LocalAddr returns the address of this end.
+func (c *Conn) LocalAddr() net.Addr { return c.local }
 
-func (c *conn) SetDeadline(t time.Time) error {
+// RemoteAddr returns the address of the other end.
+func (c *Conn) RemoteAddr() net.Addr { return c.remote }
+
+// SetDeadline sets both deadlines.
+func (c *Conn) SetDeadline(t time.Time) error {
 	c.SetReadDeadline(t)
 	return c.SetWriteDeadline(t)
 }
 
-func (c *conn) SetReadDeadline(t time.Time) error {
+// SetReadDeadline bounds reading.
+func (c *Conn) SetReadDeadline(t time.Time) error {
 	c.in.setDeadline(&c.in.rd, t)
 	return nil
 }
 
-func (c *conn) SetWriteDeadline(t time.Time) error {
+// SetWriteDeadline bounds writing.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
 	c.out.setDeadline(&c.out.wd, t)
 	return nil
 }
