@@ -16,6 +16,8 @@ const (
 	// Upgrade requests leave HTTP for another protocol (exec, attach, port-forward
 	// over SPDY or WebSocket, watches over WebSocket).
 	Upgrade
+
+	classCount = iota
 )
 
 var classNames = [...]string{"short", "long", "upgrade"}
@@ -122,7 +124,13 @@ func (a *Attributes) parsePath(method, path string) bool {
 		a.Verb = ""
 	}
 
-	parts := strings.SplitN(rest, "/", 7)
+	var room [7]string
+	parts := room[:0]
+	for more := true; more && len(parts) < len(room); {
+		var part string
+		part, rest, more = strings.Cut(rest, "/")
+		parts = append(parts, part)
+	}
 	// The old ways of watching and proxying put the verb before the resource.
 	if (parts[0] == "watch" || parts[0] == "proxy") && len(parts) > 1 {
 		a.Verb, parts = parts[0], parts[1:]

@@ -22,6 +22,21 @@ type Client struct {
 	Home backend.Home // the backend that its requests go to while they may
 
 	verdict atomic.Pointer[tlsconf.Verdict]
+	address atomic.Pointer[string]
+}
+
+// addressText returns the peer's address as it stands in X-Forwarded-For, empty
+// where a transport without addresses, such as a pipe, has none.
+func (c *Client) addressText() string {
+	if s := c.address.Load(); s != nil {
+		return *s
+	}
+	s := ""
+	if a := c.Peer.Addr(); a.IsValid() {
+		s = a.Unmap().WithZone("").String()
+	}
+	c.address.Store(&s)
+	return s
 }
 
 // noCertificate is the verdict on those who show none.

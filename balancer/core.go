@@ -112,7 +112,7 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 		d.AuditID = c.NewAuditID()
 		setAuditID = d.AuditID
 	}
-	d.Edits = c.Headers.edits(d.Credential, verdict.Identity, cl.Peer.Addr(), c.trusted(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
+	d.Edits = c.Headers.edits(d.Credential, verdict.Identity, cl.addressText(), c.trusted(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
 	if d.Credential == Asserted {
 		d.Edits.withholdToken(h.Subprotocols)
 	}

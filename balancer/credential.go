@@ -52,11 +52,12 @@ const (
 // Authorization header, empty where it would read none
 // (k8s.io/apiserver/pkg/authentication/request/bearertoken/bearertoken.go).
 func bearerToken(authorization string) string {
-	parts := strings.SplitN(strings.TrimSpace(authorization), " ", 3)
-	if len(parts) < 2 || !strings.EqualFold(parts[0], "bearer") {
+	scheme, rest, ok := strings.Cut(strings.TrimSpace(authorization), " ")
+	if !ok || !strings.EqualFold(scheme, "bearer") {
 		return ""
 	}
-	return parts[1]
+	token, _, _ := strings.Cut(rest, " ")
+	return token
 }
 
 // websocketTokenPrefix begins the WebSocket subprotocol that carries a token where

@@ -2,7 +2,6 @@ package balancer
 
 import (
 	"encoding/hex"
-	"net/netip"
 	"sort"
 	"strings"
 
@@ -19,6 +18,7 @@ type IdentityHeaders struct {
 	user, group, uid, extra []string
 	exact                   map[string]bool // normalised names that no client may send
 	prefixes                []string        // normalised
+	suspect                 [256]bool       // first bytes of the names that Drop has to look at
 }
 
 // The names that kubeadm, and so nearly every cluster, configures. They are
@@ -53,7 +53,32 @@ func NewIdentityHeaders(user, group, uid, extraPrefixes []string) *IdentityHeade
 	for _, prefix := range append([]string{defaultExtra}, h.extra...) {
 		h.prefixes = append(h.prefixes, normalise(prefix))
 	}
+	h.suspects()
 	return h
+}
+
+// suspects fills in suspect: the first bytes of names of identity, in each spelling,
+// and of the others that Edits.Drop knows.
+func (h *IdentityHeaders) suspects() {
+	mark := func(name string) {
+		c := name[0]
+		h.suspect[c], h.suspect[strings.ToUpper(name)[0]] = true, true
+		if c == '-' {
+			h.suspect['_'] = true
+		}
+	}
+	h.suspect['%'] = true // it may be any other
+	for name := range h.exact {
+		mark(name)
+	}
+	for _, name := range h.prefixes {
+		mark(name)
+	}
+	for name := range forwarding {
+		mark(name)
+	}
+	mark("authorization")
+	mark("sec-websocket-protocol")
 }
 
 // normalise folds the spellings of a header name that some server or proxy might
@@ -189,6 +214,9 @@ type Edits struct {
 // Drop reports whether the client's header of this name stays behind. It judges
 // header names as they came, in any case.
 func (e *Edits) Drop(name string) bool {
+	if name == "" || !e.headers.suspect[name[0]] {
+		return false
+	}
 	if e.headers.Forged(name) {
 		return true
 	}
@@ -198,15 +226,16 @@ func (e *Edits) Drop(name string) bool {
 	return forwarding[strings.ToLower(name)] && (e.dropForward || strings.EqualFold(name, "x-forwarded-for"))
 }
 
-// edits works out the changes for a request from the peer given. forwardedFor
+// edits works out the changes for a request from the peer given (an address, empty
+// where there is none). forwardedFor
 // holds the values of X-Forwarded-For that the client sent.
-func (h *IdentityHeaders) edits(cred Credential, id *tlsconf.Identity, peer netip.Addr, trusted bool, forwardedFor []string, auditID string) Edits {
+func (h *IdentityHeaders) edits(cred Credential, id *tlsconf.Identity, peer string, trusted bool, forwardedFor []string, auditID string) Edits {
 	e := Edits{headers: h, dropToken: cred == Asserted, dropForward: !trusted}
 	if cred == Asserted {
 		e.Add = h.Assert(id)
 	}
-	if peer.IsValid() { // a transport without addresses, such as a pipe, has none
-		chain := peer.Unmap().WithZone("").String()
+	if peer != "" {
+		chain := peer
 		if prior := strings.Join(forwardedFor, ", "); trusted && prior != "" {
 			chain = prior + ", " + chain
 		}

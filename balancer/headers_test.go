@@ -257,12 +257,12 @@ func TestDrop(t *testing.T) {
 	peer := netip.MustParseAddr("192.0.2.7")
 	id := &tlsconf.Identity{User: "jane"}
 	edits := map[string]Edits{
-		"anonymous":           usualHeaders.edits(Anonymous, nil, peer, false, nil, ""),
-		"token":               usualHeaders.edits(Token, nil, peer, false, nil, ""),
-		"unproven":            usualHeaders.edits(Unproven, nil, peer, false, nil, ""),
-		"certificate":         usualHeaders.edits(Asserted, id, peer, false, nil, ""),
-		"certificate, behind": usualHeaders.edits(Asserted, id, peer, true, nil, ""),
-		"token, behind":       usualHeaders.edits(Token, nil, peer, true, nil, ""),
+		"anonymous":           usualHeaders.edits(Anonymous, nil, addressOf(peer), false, nil, ""),
+		"token":               usualHeaders.edits(Token, nil, addressOf(peer), false, nil, ""),
+		"unproven":            usualHeaders.edits(Unproven, nil, addressOf(peer), false, nil, ""),
+		"certificate":         usualHeaders.edits(Asserted, id, addressOf(peer), false, nil, ""),
+		"certificate, behind": usualHeaders.edits(Asserted, id, addressOf(peer), true, nil, ""),
+		"token, behind":       usualHeaders.edits(Token, nil, addressOf(peer), true, nil, ""),
 	}
 	all := []string{"anonymous", "token", "unproven", "certificate", "certificate, behind", "token, behind"}
 	tests := []struct {
@@ -340,7 +340,7 @@ func TestEditsAdd(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			e := usualHeaders.edits(tt.cred, tt.id, tt.peer, tt.trusted, tt.forward, tt.auditID)
+			e := usualHeaders.edits(tt.cred, tt.id, addressOf(tt.peer), tt.trusted, tt.forward, tt.auditID)
 			if diff := cmp.Diff(tt.want, wire(e.Add)); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
@@ -367,7 +367,7 @@ func TestTokenIsWithheldFromAssertedSubprotocols(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			e := usualHeaders.edits(Asserted, &tlsconf.Identity{User: "u"}, netip.Addr{}, false, nil, "")
+			e := usualHeaders.edits(Asserted, &tlsconf.Identity{User: "u"}, "", false, nil, "")
 			e.Add = nil
 			e.withholdToken(tt.protocols)
 			if got := e.Drop("Sec-WebSocket-Protocol"); got != tt.drop {
@@ -416,7 +416,7 @@ func FuzzForgedHeadersAreDropped(f *testing.F) {
 				continue
 			}
 			for _, cred := range []Credential{Anonymous, Unproven, Token, Asserted} {
-				e := r.headers.edits(cred, &tlsconf.Identity{User: "u"}, netip.Addr{}, true, nil, "")
+				e := r.headers.edits(cred, &tlsconf.Identity{User: "u"}, "", true, nil, "")
 				if !e.Drop(name) {
 					t.Errorf("%q reaches the %s pool", name, cred)
 				}
@@ -426,4 +426,9 @@ func FuzzForgedHeadersAreDropped(f *testing.F) {
 			}
 		}
 	})
+}
+
+// addressOf returns the address as edits gets it of a client.
+func addressOf(peer netip.Addr) string {
+	return (&Client{Peer: netip.AddrPortFrom(peer, 1)}).addressText()
 }

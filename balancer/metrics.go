@@ -2,7 +2,11 @@ package balancer
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -14,13 +18,33 @@ import (
 // No attribute takes a value that a client chooses freely: paths, user names,
 // namespaces and user agents stay out, and unknown verbs are "other".
 type Metrics struct {
-	requests metric.Int64Counter
 	duration metric.Float64Histogram
-	inFlight metric.Int64UpDownCounter
 	retries  metric.Int64Counter
 	refusals metric.Int64Counter
 	clients  metric.Int64UpDownCounter
 	backends metric.Int64UpDownCounter
+
+	// What every request counts is counted here, and read when somebody asks: an
+	// instrument that looks its attributes up anew costs a tenth of a small request.
+	requests atomic.Pointer[map[requestKey]*requestSeries] // replaced as a whole, under mu
+	mu       sync.Mutex
+	inFlight [classCount]struct {
+		n    atomic.Int64
+		used atomic.Bool
+	}
+}
+
+// requestKey names one series of requests; requestSeries is what it comes to.
+type requestKey struct {
+	verb, code, backend string
+	class               Class
+	credential          Credential
+}
+
+type requestSeries struct {
+	count      atomic.Int64
+	attributes []metric.ObserveOption // of the count
+	duration   []metric.RecordOption  // of its series of durations, which has fewer
 }
 
 // durationBounds are in seconds; long-running requests last beyond them.
@@ -29,13 +53,16 @@ var durationBounds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1
 // NewMetrics makes the instruments on the meter given.
 func NewMetrics(m metric.Meter) (*Metrics, error) {
 	var x Metrics
-	var errs [7]error
-	x.requests, errs[0] = m.Int64Counter("apiserver_lb.requests",
+	var errs [8]error
+	x.requests.Store(&map[requestKey]*requestSeries{})
+	requests, err := m.Int64ObservableCounter("apiserver_lb.requests",
 		metric.WithDescription("Requests that have ended, by verb, class, status code, backend and credential."))
+	errs[0] = err
 	x.duration, errs[1] = m.Float64Histogram("apiserver_lb.request.duration", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBounds...),
 		metric.WithDescription("Time from the request head to the end of the answer."))
-	x.inFlight, errs[2] = m.Int64UpDownCounter("apiserver_lb.requests.in_flight",
+	inFlight, err := m.Int64ObservableUpDownCounter("apiserver_lb.requests.in_flight",
 		metric.WithDescription("Requests in flight, by class."))
+	errs[2] = err
 	x.retries, errs[3] = m.Int64Counter("apiserver_lb.retries",
 		metric.WithDescription("Requests sent to another backend, by the backend that failed and how it failed."))
 	x.refusals, errs[4] = m.Int64Counter("apiserver_lb.refusals",
@@ -44,10 +71,19 @@ func NewMetrics(m metric.Meter) (*Metrics, error) {
 		metric.WithDescription("Open client connections."))
 	x.backends, errs[6] = m.Int64UpDownCounter("apiserver_lb.backend.connections",
 		metric.WithDescription("Open connections to backends, by backend and credential."))
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
+	_, errs[7] = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		for _, s := range *x.requests.Load() {
+			o.ObserveInt64(requests, s.count.Load(), s.attributes...)
 		}
+		for c := range x.inFlight {
+			if f := &x.inFlight[c]; f.used.Load() {
+				o.ObserveInt64(inFlight, f.n.Load(), metric.WithAttributes(attribute.String("class", Class(c).String())))
+			}
+		}
+		return nil
+	}, requests, inFlight)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
 	}
 	return &x, nil
 }
@@ -71,19 +107,31 @@ func (m *Metrics) Request(o Observation) {
 	if !verbs[o.Verb] {
 		o.Verb = "other"
 	}
-	ctx := context.Background()
-	m.requests.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(
-		attribute.String("verb", o.Verb),
-		attribute.String("class", o.Class.String()),
-		attribute.String("code", codeLabel(o.Code)),
-		attribute.String("backend", o.Backend),
-		attribute.String("credential", o.Credential.String()),
-	)))
-	m.duration.Record(ctx, o.Took.Seconds(), metric.WithAttributeSet(attribute.NewSet(
-		attribute.String("verb", o.Verb),
-		attribute.String("class", o.Class.String()),
-		attribute.String("backend", o.Backend),
-	)))
+	s := m.series(requestKey{verb: o.Verb, code: codeLabel(o.Code), backend: o.Backend, class: o.Class, credential: o.Credential})
+	s.count.Add(1)
+	m.duration.Record(context.Background(), o.Took.Seconds(), s.duration...)
+}
+
+// series returns the series with the key, a new one where there is none yet.
+func (m *Metrics) series(k requestKey) *requestSeries {
+	if s := (*m.requests.Load())[k]; s != nil {
+		return s
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := maps.Clone(*m.requests.Load())
+	s := all[k]
+	if s == nil {
+		verb, class, backend := attribute.String("verb", k.verb), attribute.String("class", k.class.String()), attribute.String("backend", k.backend)
+		s = &requestSeries{
+			attributes: []metric.ObserveOption{metric.WithAttributeSet(attribute.NewSet(verb, class, backend,
+				attribute.String("code", k.code), attribute.String("credential", k.credential.String())))},
+			duration: []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(verb, class, backend))},
+		}
+		all[k] = s
+		m.requests.Store(&all)
+	}
+	return s
 }
 
 // codes are the status codes that kube-apiserver and the balancer give, as they
@@ -109,7 +157,11 @@ func codeLabel(code int) string {
 
 // InFlight counts requests in (1) and out (-1).
 func (m *Metrics) InFlight(c Class, delta int64) {
-	m.inFlight.Add(context.Background(), delta, metric.WithAttributeSet(attribute.NewSet(attribute.String("class", c.String()))))
+	f := &m.inFlight[c]
+	f.n.Add(delta)
+	if !f.used.Load() {
+		f.used.Store(true)
+	}
 }
 
 // Retried counts a request that is sent to another backend after the event.

@@ -20,6 +20,8 @@ import (
 type HTTP2 interface {
 	// Suits reports whether it can: whether all backends speak HTTP/2.
 	Suits() bool
+	// Wrap is called with each connection before its TLS handshake.
+	Wrap(c net.Conn) net.Conn
 	// Serve returns when the connection, whose handshake is over, has ended.
 	Serve(c *tls.Conn, client *balancer.Client)
 	// Drain lets connections end, and ends watches spread over the time given.
@@ -35,23 +37,30 @@ type ServerOptions struct {
 	MaxHeaderBytes    int
 }
 
-// Server serves clients on one listener.
+// Server serves clients on one listener: it accepts connections, sees to their TLS
+// handshakes and hands them to what speaks their protocol, HTTP2 or net/http.
 type Server struct {
-	// Static after construction.
-	f     *Forwarder
-	http  *http.Server
-	http2 HTTP2
+	ServerOptions // static after construction
 
-	clients sync.Map // net.Conn -> *balancer.Client, while the connection is open
+	f        *Forwarder
+	http     *http.Server
+	accepted *handover // what net/http gets
+
+	mu       sync.Mutex
+	listener net.Listener
+	closed   bool
+	clients  map[net.Conn]*balancer.Client // nil: in its handshake
+	idle     *sync.Cond                    // on mu: clients has shrunk
 }
 
-// maxStreams is how many requests one client connection may have in flight. Some
-// controllers hold many hundreds of watches on a connection.
+// maxStreams is how many requests one client connection of net/http's HTTP/2 may
+// have in flight.
 const maxStreams = 1000
 
 // NewServer returns a server of the forwarder; it starts nothing.
 func NewServer(f *Forwarder, o ServerOptions) *Server {
-	s := &Server{f: f, http2: o.HTTP2}
+	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), clients: map[net.Conn]*balancer.Client{}}
+	s.idle = sync.NewCond(&s.mu)
 	s.http = &http.Server{
 		Handler:                      f,
 		TLSConfig:                    o.TLS,
@@ -68,51 +77,149 @@ func NewServer(f *Forwarder, o ServerOptions) *Server {
 			PingTimeout:          15 * time.Second,
 		},
 	}
-	// It cannot fail: the suites of our TLS configuration are those of HTTP/2.
+	// For HTTP/2 clients of backends that speak HTTP/1.1 only. It cannot fail: the
+	// suites of our TLS configuration are those of HTTP/2.
 	if err := http2.ConfigureServer(s.http, nil); err != nil {
 		panic(err)
-	}
-	viaHTTP1 := s.http.TLSNextProto[http2.NextProtoTLS]
-	s.http.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
-		http2.NextProtoTLS: func(hs *http.Server, c *tls.Conn, h http.Handler) {
-			client, ok := s.clients.Load(c)
-			if !ok || !s.http2.Suits() {
-				viaHTTP1(hs, c, h) // some backend speaks HTTP/1.1 only
-				return
-			}
-			s.http2.Serve(c, client.(*balancer.Client))
-		},
 	}
 	return s
 }
 
-// connContext gives a new connection its Client.
-func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
-	client := &balancer.Client{Peer: addrPortOf(c.RemoteAddr().String())}
-	s.clients.Store(c, client)
-	return context.WithValue(ctx, clientKey{}, client)
-}
-
-// connState follows connections to their end. One that is hijacked for an upgrade
-// is a client's no more; the slot of the upgrade counts it.
-func (s *Server) connState(c net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		s.f.Metrics.ClientConnections(1)
-	case http.StateHijacked, http.StateClosed:
-		s.f.Metrics.ClientConnections(-1)
-		if client, ok := s.clients.LoadAndDelete(c); ok {
-			client.(*balancer.Client).Home.Leave()
-		}
-	}
-}
-
 // Serve accepts connections until Shutdown; it returns nil then.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
-		return err
+	s.mu.Lock()
+	s.listener = l
+	closed := s.closed
+	s.mu.Unlock()
+	if closed {
+		return l.Close()
 	}
-	return nil
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.accepted) }()
+	err := s.accept(l)
+	if errors.Is(err, net.ErrClosed) && s.isClosed() {
+		err = nil
+	} else {
+		s.accepted.Close()
+	}
+	if herr := <-served; err == nil && !errors.Is(herr, http.ErrServerClosed) {
+		err = herr
+	}
+	return err
+}
+
+// accept takes connections until the listener fails for good.
+func (s *Server) accept(l net.Listener) error {
+	var delay time.Duration
+	for {
+		c, err := l.Accept()
+		if err == nil {
+			delay = 0
+			go s.shakeHands(s.HTTP2.Wrap(c))
+			continue
+		}
+		var ne net.Error
+		if !errors.As(err, &ne) || !ne.Temporary() { //nolint:staticcheck // as net/http has it: EMFILE and its kin pass
+			return err
+		}
+		delay = min(max(2*delay, minAcceptDelay), maxAcceptDelay)
+		s.f.Log.Warn("a connection could not be accepted", "err", err, "retryIn", delay)
+		time.Sleep(delay)
+	}
+}
+
+// How long accept waits when the process has no file descriptor left.
+const (
+	minAcceptDelay = 5 * time.Millisecond
+	maxAcceptDelay = time.Second
+)
+
+// shakeHands sees to the TLS handshake, and starts what the protocol asks for in a
+// goroutine of its own: the stack that a handshake needs is large, and would stay
+// with a connection for its whole life.
+func (s *Server) shakeHands(c net.Conn) {
+	t := tls.Server(c, s.TLS)
+	if !s.note(t) {
+		c.Close()
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.ReadHeaderTimeout)
+	defer cancel()
+	if err := t.HandshakeContext(ctx); err != nil {
+		s.forget(t)
+		c.Close()
+		s.f.Log.Debug("TLS handshake failed", "peer", c.RemoteAddr().String(), "err", err)
+		return
+	}
+	client := &balancer.Client{Peer: addrPortOf(c.RemoteAddr().String())}
+	s.mu.Lock()
+	s.clients[t] = client
+	s.mu.Unlock()
+	s.f.Metrics.ClientConnections(1)
+	if t.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS && s.HTTP2.Suits() {
+		go s.serveHTTP2(t, client)
+		return
+	}
+	if !s.accepted.give(t) {
+		t.Close()
+		s.left(t)
+	}
+}
+
+func (s *Server) serveHTTP2(t *tls.Conn, client *balancer.Client) {
+	s.HTTP2.Serve(t, client)
+	t.Close()
+	s.left(t)
+}
+
+// note adds a connection that begins; false: the server has been closed.
+func (s *Server) note(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.clients[c] = nil
+	return true
+}
+
+// forget removes a connection and returns its client, nil where there was none.
+func (s *Server) forget(c net.Conn) *balancer.Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	client := s.clients[c]
+	delete(s.clients, c)
+	s.idle.Broadcast()
+	return client
+}
+
+// left is the end of a connection whose handshake has succeeded.
+func (s *Server) left(c net.Conn) {
+	if client := s.forget(c); client != nil {
+		client.Home.Leave()
+		s.f.Metrics.ClientConnections(-1)
+	}
+}
+
+// connContext gives a connection of net/http its Client.
+func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return context.WithValue(ctx, clientKey{}, s.clients[c])
+}
+
+// connState follows connections of net/http to their end. One that is hijacked for
+// an upgrade is a client's no more; the slot of the upgrade counts it.
+func (s *Server) connState(c net.Conn, state http.ConnState) {
+	if state == http.StateHijacked || state == http.StateClosed {
+		s.left(c)
+	}
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 // spreadShare is the share of the grace period over which watches are ended; the
@@ -126,15 +233,21 @@ const spreadShare = 0.8
 func (s *Server) Shutdown(ctx context.Context, grace time.Duration) (cut int) {
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
+	s.mu.Lock()
+	s.closed = true
+	if s.listener != nil {
+		s.listener.Close()
+	}
+	s.mu.Unlock()
 	spread := time.Duration(float64(grace) * spreadShare)
 	s.f.drain.begin(spread)
-	s.http2.Drain(spread)
+	s.HTTP2.Drain(spread)
 	err := s.http.Shutdown(ctx)
 	select {
 	case <-s.f.drain.noTunnels():
 	case <-ctx.Done():
 	}
-	s.clients.Range(func(any, any) bool { cut++; return true })
+	cut = s.awaitClients(ctx)
 	if err != nil {
 		s.http.Close()
 	}
@@ -142,3 +255,62 @@ func (s *Server) Shutdown(ctx context.Context, grace time.Duration) (cut int) {
 	<-s.f.drain.noTunnels()
 	return cut
 }
+
+// awaitClients waits until no connection is left or ctx is done, closes those that
+// are, and returns how many of them were clients'.
+func (s *Server) awaitClients(ctx context.Context) (cut int) {
+	defer context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.idle.Broadcast()
+	})()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.clients) > 0 && ctx.Err() == nil {
+		s.idle.Wait()
+	}
+	for c, client := range s.clients {
+		if client != nil {
+			cut++
+		}
+		c.(*tls.Conn).NetConn().Close()
+	}
+	return cut
+}
+
+// handover is a listener that yields the connections it is given.
+type handover struct {
+	conns  chan net.Conn // never closed
+	closed chan struct{} // closed by Close
+	once   sync.Once
+}
+
+func newHandover() *handover {
+	return &handover{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// give hands a connection over; false: nobody takes it any more.
+func (h *handover) give(c net.Conn) bool {
+	select {
+	case h.conns <- c:
+		return true
+	case <-h.closed:
+		return false
+	}
+}
+
+func (h *handover) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handover) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+func (h *handover) Addr() net.Addr { return &net.TCPAddr{} }

@@ -50,12 +50,12 @@ func Affinity(cs []Candidate, home int, long bool, b Bound, rnd uint64) (chosen 
 		if !overBound(cs, home, long, b) {
 			return home, false
 		}
-		if i := least(cs, rnd, func(c *Candidate) (float64, float64) { return c.load(long), float64(c.Homed) / c.Weight }); i >= 0 {
+		if i := least(cs, rnd, func(c Candidate) (float64, float64) { return c.load(long), float64(c.Homed) / c.Weight }); i >= 0 {
 			return i, false
 		}
 		return home, false
 	}
-	i := least(cs, rnd, func(c *Candidate) (float64, float64) { return float64(c.Homed) / c.Weight, c.load(long) })
+	i := least(cs, rnd, func(c Candidate) (float64, float64) { return float64(c.Homed) / c.Weight, c.load(long) })
 	return i, i >= 0
 }
 
@@ -139,14 +139,14 @@ func weighted(cs []Candidate, f float64, except int) int {
 
 // least returns the usable candidate with the lowest cost; a second cost decides
 // between equals, and rnd between those that are still equal.
-func least(cs []Candidate, rnd uint64, cost func(*Candidate) (first, second float64)) int {
+func least(cs []Candidate, rnd uint64, cost func(Candidate) (first, second float64)) int {
 	chosen, ties := -1, uint64(0)
 	var c1, c2 float64
 	for i := range cs {
 		if !cs[i].Usable {
 			continue
 		}
-		f, s := cost(&cs[i])
+		f, s := cost(cs[i])
 		switch {
 		case chosen < 0 || f < c1 || f == c1 && s < c2:
 			chosen, c1, c2, ties = i, f, s, 1

@@ -58,7 +58,7 @@ const (
 func errCalm(what string) error { return &connError{codeEnhanceYourCalm, "too many " + what} }
 
 // spend accounts for a frame from a client.
-func (cc *clientConn) spend(f *frame) error {
+func (cc *clientConn) spend(f frame) error {
 	cost := 0.0
 	switch f.typ {
 	case frameHeaders, frameContinuation, frameReset:

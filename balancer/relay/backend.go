@@ -268,7 +268,7 @@ func (bc *backendConn) open(s *stream) {
 
 func (bc *backendConn) lastID() uint32 { return 0 } // no backend opens streams
 
-func (bc *backendConn) spend(*frame) error { return nil } // a backend hurts nobody but itself
+func (bc *backendConn) spend(frame) error { return nil } // a backend hurts nobody but itself
 
 func (bc *backendConn) idle(id uint32) bool { return id >= bc.nextID || id%2 == 0 }
 

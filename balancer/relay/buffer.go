@@ -4,10 +4,11 @@ package relay
 // has been sent stays, so that it can be sent again from the beginning.
 type buffer struct {
 	chunks [][]byte
-	chunk  int   // index of the chunk with the next byte to be sent
-	at     int   // offset of that byte in it
-	unsent int   // bytes from there on
-	sent   int64 // offset of that byte in all that was ever added
+	room   [1][]byte // of chunks, as long as there is one
+	chunk  int       // index of the chunk with the next byte to be sent
+	at     int       // offset of that byte in it
+	unsent int       // bytes from there on
+	sent   int64     // offset of that byte in all that was ever added
 	keep   bool
 	kept   int   // bytes before it that are still there
 	gone   int64 // bytes that are not there any more
@@ -17,6 +18,9 @@ type buffer struct {
 func (b *buffer) add(p []byte) {
 	if len(p) == 0 {
 		return
+	}
+	if b.chunks == nil {
+		b.chunks = b.room[:0]
 	}
 	b.chunks = append(b.chunks, append([]byte(nil), p...))
 	b.unsent += len(p)

@@ -72,7 +72,7 @@ func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
 	defer failStop()
 	sock, ok := t.NetConn().(*Sock)
 	if !ok {
-		panic("relay: the listener was not wrapped in relay.Listener")
+		panic("relay: a connection that did not come from Wrap")
 	}
 	sh := r.shards[r.turn.Add(1)%uint64(len(r.shards))]
 	cc := &clientConn{client: client, chain: t.ConnectionState().PeerCertificates, streams: map[uint32]*stream{}}

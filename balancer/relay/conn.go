@@ -31,7 +31,7 @@ type leg interface {
 	// idle reports whether the id is of a stream that nobody has opened yet.
 	idle(id uint32) bool
 	// spend accounts for a frame that may be abuse.
-	spend(f *frame) error
+	spend(f frame) error
 	// pump moves DATA that waits in streams to out.
 	pump()
 	// ended is called once, when the connection is of no use any more.
@@ -47,8 +47,7 @@ type conn struct {
 	tls  *tls.Conn
 
 	// Owned by the reader.
-	first [1]byte // what a reader without a buffer waits for
-	rest  []byte  // the beginning of a frame whose end has not come yet
+	rest []byte // the beginning of a frame whose end has not come yet
 
 	// Guarded by sh.mu.
 	out      []byte // frames to be sent; nil: none
@@ -95,31 +94,35 @@ func (c *conn) init(sh *shard, l leg, t *tls.Conn, s *Sock, listLimit int) {
 // come before the first of them, the preface or nothing.
 func (c *conn) read(begin string) error {
 	for {
-		// A parked connection holds no buffer: it waits for one byte.
-		c.sock.mayWait = true
-		n, err := c.tls.Read(c.first[:])
-		if n == 0 && err != nil {
+		for drained := false; !drained; {
+			buf := append(buffers.get(), c.rest...)
+			var err error
+			for err == nil && len(buf) < cap(buf) {
+				var n int
+				n, err = c.tls.Read(buf[len(buf):cap(buf)])
+				buf = buf[:len(buf)+n]
+			}
+			drained = err == errWouldBlock
+			p := buf
+			if begin != "" {
+				if p, begin = expect(p, begin); p == nil {
+					return errPreface
+				}
+			}
+			if begin == "" {
+				if p, err = c.arrived(p, err); err != nil {
+					return err
+				}
+			} else if !drained {
+				return err
+			}
+			c.keepRest(p)
+			buffers.put(buf)
+		}
+		// Parked here, a connection holds no buffer.
+		if err := c.sock.wait(); err != nil {
 			return err
 		}
-		buf := append(append(buffers.get(), c.rest...), c.first[0])
-		c.sock.mayWait = false
-		for err == nil && len(buf) < cap(buf) {
-			n, err = c.tls.Read(buf[len(buf):cap(buf)])
-			buf = buf[:len(buf)+n]
-		}
-		p := buf
-		if begin != "" {
-			if p, begin, err = expect(p, begin, err); err != nil && err != errWouldBlock {
-				return err
-			}
-		}
-		if begin == "" {
-			if p, err = c.arrived(p, err); err != nil {
-				return err
-			}
-		}
-		c.keepRest(p)
-		buffers.put(buf)
 	}
 }
 
@@ -135,13 +138,14 @@ func (c *conn) keepRest(p []byte) {
 // errPreface is for a connection that does not begin as HTTP/2 does.
 var errPreface = &connError{codeProtocol, "no HTTP/2 connection preface"}
 
-// expect takes the preface, as far as it has come, from p.
-func expect(p []byte, begin string, err error) (rest []byte, missing string, _ error) {
+// expect takes the preface, as far as it has come, from p. It returns nil where
+// something else has.
+func expect(p []byte, begin string) (rest []byte, missing string) {
 	n := min(len(p), len(begin))
 	if string(p[:n]) != begin[:n] {
-		return nil, begin, errPreface
+		return nil, begin
 	}
-	return p[n:], begin[n:], err
+	return p[n:], begin[n:]
 }
 
 // arrived handles all whole frames of p under the shard's lock, sends what follows
@@ -170,8 +174,7 @@ func (c *conn) arrived(p []byte, readErr error) (rest []byte, err error) {
 	if err == nil && c.busy && len(c.out) > maxBacklog {
 		err = &connError{codeEnhanceYourCalm, "answers are not read"}
 	}
-	var ce *connError
-	if errors.As(err, &ce) {
+	if ce, ok := err.(*connError); ok {
 		c.sayGoAway(ce)
 		err = nil // it is read until the peer has had time to see why
 	}
@@ -237,7 +240,7 @@ func (c *conn) handle(f *frame) error {
 	if !c.settled && f.typ != frameSettings {
 		return &connError{codeProtocol, "the first frame is not SETTINGS"}
 	}
-	if err := c.leg.spend(f); err != nil {
+	if err := c.leg.spend(*f); err != nil {
 		return err
 	}
 	switch f.typ {

@@ -9,12 +9,13 @@ import (
 )
 
 // Sock is a TCP connection beneath TLS. As it comes it is a plain net.Conn. Once
-// the relay has taken it over, reading may be tried without waiting, and what TLS
-// writes is collected, so that many records become one system call.
+// the relay has taken it over, wait fetches what has come, Read gives that to TLS
+// and never waits, and what TLS writes is collected, so that many records become one
+// system call.
 //
-// On a kernel socket a reader that waits holds no buffer of ours, and a write never
-// waits for a slow peer. On any other net.Conn (one in memory) writes are left to
-// the goroutine that may wait.
+// On a kernel socket a reader that waits holds no buffer and little stack, and
+// writing never waits for a slow peer. On any other net.Conn (one in memory) writes
+// are left to a goroutine that may wait.
 type Sock struct {
 	net.Conn
 	raw syscall.RawConn // nil: not a kernel socket
@@ -22,12 +23,10 @@ type Sock struct {
 	taken bool // by the relay; set before there is a second goroutine
 
 	// Owned by the reader.
-	mayWait bool   // whether Read waits for something to come
-	drained bool   // the last read found less than it had room for
-	in      []byte // arguments and results of readFD
-	inN     int
-	inErr   error
-	readFD  func(fd uintptr) bool
+	in     []byte // a buffer that is lent, or nil
+	unread []byte // the part of it that TLS has not got yet
+	inErr  error
+	readFD func(fd uintptr) bool
 
 	mu     sync.Mutex
 	cipher []byte // guarded by mu: records to be written
@@ -50,30 +49,21 @@ func NewSock(c net.Conn) *Sock {
 	return s
 }
 
-// Listener makes a Sock of each connection that the listener beneath accepts.
-type Listener struct{ net.Listener }
-
-// Accept returns the next connection.
-func (l Listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return NewSock(c), nil
-}
+// Wrap makes a connection of a client one that Serve can take over. It must be called
+// before the TLS handshake.
+func (*Relay) Wrap(c net.Conn) net.Conn { return NewSock(c) }
 
 // take begins the relay's use of the connection, after the handshake.
 func (s *Sock) take() {
 	s.taken = true
 	s.readFD = func(fd uintptr) bool {
-		n, err := ignoringEINTR(syscall.Read, fd, s.in)
+		s.in = buffers.get()
+		n, err := ignoringEINTR(syscall.Read, fd, s.in[:cap(s.in)])
 		if err == syscall.EAGAIN {
-			s.drained = true
-			s.inN, s.inErr = 0, errWouldBlock
-			return !s.mayWait
+			s.release()
+			return false // wait, without a buffer
 		}
-		s.inN, s.inErr = max(n, 0), err
-		s.drained = n < len(s.in)
+		s.unread, s.inErr = s.in[:max(n, 0)], err
 		return true
 	}
 	s.writeFD = func(fd uintptr) bool {
@@ -119,30 +109,52 @@ func (wouldBlock) Temporary() bool { return true }
 
 var errWouldBlock net.Error = wouldBlock{}
 
-// Read reads what there is; where there is nothing it waits, or returns
-// errWouldBlock.
-func (s *Sock) Read(p []byte) (int, error) {
-	if !s.taken || s.raw == nil {
-		if s.taken && !s.mayWait {
-			return 0, errWouldBlock
+// wait waits until something has come, and reads it. TLS must have asked in vain
+// before.
+func (s *Sock) wait() error {
+	if s.raw == nil {
+		s.in = buffers.get()
+		n, err := s.Conn.Read(s.in[:cap(s.in)])
+		if s.unread = s.in[:n]; n == 0 {
+			s.release()
+			return err
 		}
+		return nil
+	}
+	err := s.raw.Read(s.readFD)
+	if err == nil {
+		err = s.inErr
+	}
+	if err == nil && len(s.unread) == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		s.release()
+	}
+	return err
+}
+
+// release gives the reader's buffer back.
+func (s *Sock) release() {
+	if s.in != nil {
+		buffers.put(s.in)
+		s.in, s.unread = nil, nil
+	}
+}
+
+// Read gives TLS what wait has fetched, or errWouldBlock.
+func (s *Sock) Read(p []byte) (int, error) {
+	if !s.taken {
 		return s.Conn.Read(p)
 	}
-	if s.drained && !s.mayWait {
+	if len(s.unread) == 0 {
 		return 0, errWouldBlock
 	}
-	s.in = p
-	err := s.raw.Read(s.readFD)
-	s.in = nil
-	switch {
-	case err != nil:
-		return 0, err
-	case s.inErr != nil:
-		return 0, s.inErr
-	case s.inN == 0 && len(p) > 0:
-		return 0, io.EOF
+	n := copy(p, s.unread)
+	if s.unread = s.unread[n:]; len(s.unread) == 0 {
+		s.release()
 	}
-	return s.inN, nil
+	return n, nil
 }
 
 // Write takes the records that TLS makes.

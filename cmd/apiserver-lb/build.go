@@ -92,6 +92,7 @@ const answersHeld = 8 << 20
 
 // newCore makes what decides.
 func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balancer.Core {
+	uuid.EnableRandPool() // audit IDs are no secrets, and one read for each would show in what a request costs
 	return &balancer.Core{
 		Backends:   set,
 		Verifier:   store,

@@ -319,7 +319,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 		p.tellPanic()
 		p.log.Info("ready for clients", "listen", clients.Addr().String())
 		p.notify(daemon.SdNotifyReady)
-		if err := p.server.Serve(relay.Listener{Listener: clients}); err != nil {
+		if err := p.server.Serve(clients); err != nil {
 			return fmt.Errorf("listener: %w", err)
 		}
 		return nil
