@@ -334,7 +334,8 @@ func TestAccessKubectlEveryday(t *testing.T) {
 		{"get", "--raw", "/version"},
 		{"get", "--raw", "/api/v1/namespaces/default"},
 		{"auth", "can-i", "--list"},
-		{"describe", "service", cluster.DemoService},
+		// Without events, which are told with their age in seconds.
+		{"describe", "service", cluster.DemoService, "--show-events=false"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			want, got := kubectl(t, direct, args...), kubectl(t, through, args...)
