@@ -33,6 +33,7 @@ type Config struct {
 	Backends Backends `mapstructure:"backends"`
 	Health   Health   `mapstructure:"health"`
 	HTTP     HTTP     `mapstructure:"http"`
+	HTTP2    HTTP2    `mapstructure:"http2"`
 	Shutdown Shutdown `mapstructure:"shutdown"`
 	Log      Log      `mapstructure:"log"`
 }
@@ -138,6 +139,13 @@ type Backends struct {
 	// DialTimeout bounds a connection attempt, TLS handshake included. Positive.
 	DialTimeout time.Duration `mapstructure:"dialTimeout"`
 
+	// PingAfter is how long a backend may be silent, while requests wait for it,
+	// before an HTTP/2 PING asks whether it is there, and PingTimeout how long it
+	// may take to answer that: together the time in which a hung backend is
+	// known. 100ms to 1m.
+	PingAfter   time.Duration `mapstructure:"pingAfter"`
+	PingTimeout time.Duration `mapstructure:"pingTimeout"`
+
 	// RetryBudget is the share of requests that may be retries, 0 to 1.
 	RetryBudget float64 `mapstructure:"retryBudget"`
 
@@ -220,6 +228,24 @@ type HTTP struct {
 	// MaxHeaderBytes is the most that a request's head may take, request
 	// line included. 4096 to 16777216; kube-apiserver itself takes 1 MiB.
 	MaxHeaderBytes int `mapstructure:"maxHeaderBytes"`
+}
+
+// HTTP2 are the limits of HTTP/2 connections with clients.
+type HTTP2 struct {
+	// MaxStreams is how many requests one connection may have in flight. 1 to 100000.
+	MaxStreams int `mapstructure:"maxStreams"`
+
+	// A connection may take back ResetBurst requests that are not answered yet,
+	// and ResetRate more each second, before it is ended (rapid reset,
+	// CVE-2023-44487). One that is answered, as every watch is, counts a fifth.
+	// Both at least 1.
+	ResetBurst int `mapstructure:"resetBurst"`
+	ResetRate  int `mapstructure:"resetRate"`
+
+	// Likewise for frames that bring nothing: SETTINGS, PING, PRIORITY, empty
+	// DATA, WINDOW_UPDATE beyond what DATA draws. Both at least 1.
+	ControlBurst int `mapstructure:"controlBurst"`
+	ControlRate  int `mapstructure:"controlRate"`
 }
 
 // Shutdown is what happens on SIGTERM.

@@ -32,6 +32,9 @@ func Default() Config {
 			Affinity:    Affinity{Bound: 1.25, Floor: 16},
 			SlowStart:   30 * time.Second,
 			DialTimeout: 2 * time.Second,
+			// Leader election gives up after 10 s; a hang is over in half of that.
+			PingAfter:   2500 * time.Millisecond,
+			PingTimeout: 2 * time.Second,
 			RetryBudget: 0.2,
 			// kube-apiserver takes request bodies of up to 3 MiB
 			// (MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go),
@@ -50,6 +53,15 @@ func Default() Config {
 			ReadHeaderTimeout: 10 * time.Second,
 			IdleTimeout:       3 * time.Minute,
 			MaxHeaderBytes:    1 << 20,
+		},
+		HTTP2: HTTP2{
+			// A controller may hold many hundreds of watches on a connection, and
+			// end all of them at once.
+			MaxStreams:   1000,
+			ResetBurst:   500,
+			ResetRate:    50,
+			ControlBurst: 2000,
+			ControlRate:  500,
 		},
 		Shutdown: Shutdown{GracePeriod: 30 * time.Second},
 		Log:      Log{Level: "info", Format: LogAuto},

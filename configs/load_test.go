@@ -52,6 +52,8 @@ backends:
   affinity: {bound: 2, floor: 0}
   slowStart: 0s
   dialTimeout: 500ms
+  pingAfter: 1s
+  pingTimeout: 100ms
   retryBudget: 1
   maxHeldBodyBytes: 0
   servers:
@@ -66,6 +68,7 @@ health:
   tokenFile: token
   user: prober
 http: {readHeaderTimeout: 5s, idleTimeout: 1h, maxHeaderBytes: 65536}
+http2: {maxStreams: 1, resetBurst: 2, resetRate: 3, controlBurst: 4, controlRate: 5}
 shutdown: {delay: 5s, gracePeriod: 0s}
 log: {level: debug, format: json}
 `
@@ -88,7 +91,7 @@ func TestLoadEverything(t *testing.T) {
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
 		Backends: Backends{
 			CAFile: "ca.crt", ServerName: "kubernetes.default", Policy: PolicyRoundRobin,
-			Affinity: Affinity{Bound: 2}, DialTimeout: 500 * time.Millisecond, RetryBudget: 1,
+			Affinity: Affinity{Bound: 2}, DialTimeout: 500 * time.Millisecond, PingAfter: time.Second, PingTimeout: 100 * time.Millisecond, RetryBudget: 1,
 			Servers: []Server{
 				{Address: "node-1.example.com:6443", Name: "one", ServerName: "kubernetes.default", Weight: 1000, Zone: "a"},
 				{Address: "[fd00::1]:7443", Name: "[fd00::1]:7443", ServerName: "two.example.com", Weight: 1},
@@ -99,6 +102,7 @@ func TestLoadEverything(t *testing.T) {
 			Rise: 3, Fall: 4, TokenFile: "token", User: "prober",
 		},
 		HTTP:     HTTP{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 65536},
+		HTTP2:    HTTP2{MaxStreams: 1, ResetBurst: 2, ResetRate: 3, ControlBurst: 4, ControlRate: 5},
 		Shutdown: Shutdown{Delay: 5 * time.Second},
 		Log:      Log{Level: "debug", Format: LogJSON},
 	}
@@ -161,6 +165,8 @@ backends:
     floor: 16
   slowStart: 30s
   dialTimeout: 2s
+  pingAfter: 2500ms
+  pingTimeout: 2s
   retryBudget: 0.2
   maxHeldBodyBytes: 3145728
   servers:
@@ -183,6 +189,12 @@ http:
   readHeaderTimeout: 10s
   idleTimeout: 3m
   maxHeaderBytes: 1048576
+http2:
+  maxStreams: 1000
+  resetBurst: 500
+  resetRate: 50
+  controlBurst: 2000
+  controlRate: 500
 shutdown:
   delay: 0s
   gracePeriod: 30s
@@ -206,9 +218,9 @@ func TestLoadKeysAndTypes(t *testing.T) {
 		{"slip", "health: {intervall: 1s}\n", "lb.yaml:8: health.intervall: there is no such key; did you mean interval?"},
 		{"key of another section", "interval: 1s\n", "lb.yaml:8: interval: there is no such key; did you mean interval, in the section health?"},
 		{"dotted key", "health.interval: 1s\n", `lb.yaml:8: "health.interval": there is no such key; did you mean interval, in the section health?`},
-		{"nothing near", "metrics: true\n", "lb.yaml:8: metrics: there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, shutdown, log"},
-		{"odd key", "\"a\\nb\": true\n", `lb.yaml:8: "a\nb": there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, shutdown, log`},
-		{"list as a key", "? [a, b]\n: 1\n", "lb.yaml:8: (a list): there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, shutdown, log"},
+		{"nothing near", "metrics: true\n", "lb.yaml:8: metrics: there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, http2, shutdown, log"},
+		{"odd key", "\"a\\nb\": true\n", `lb.yaml:8: "a\nb": there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, http2, shutdown, log`},
+		{"list as a key", "? [a, b]\n: 1\n", "lb.yaml:8: (a list): there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, http2, shutdown, log"},
 		{"duplicate", "log: {level: info}\nhttp: {}\nlog: {level: warn}\n", "lb.yaml:10: log: the key is given twice, first in line 8; keep one of the two"},
 		{"duplicate inside", "log:\n  level: info\n  format: text\n  level: warn\n", "lb.yaml:11: log.level: the key is given twice, first in line 9; keep one of the two"},
 		{"merge", "health: &h {rise: 1}\nlog: {<<: *h}\n", `lb.yaml:9: log."<<": merge keys are not supported; write the keys out`},

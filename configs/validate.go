@@ -120,6 +120,8 @@ func checkBackends(b *Backends) Errors {
 		inRange("backends.affinity.floor", int64(b.Affinity.Floor), 0, math.MaxInt32),
 		notNegative("backends.slowStart", b.SlowStart),
 		positive("backends.dialTimeout", b.DialTimeout),
+		between("backends.pingAfter", b.PingAfter, 100*time.Millisecond, time.Minute),
+		between("backends.pingTimeout", b.PingTimeout, 100*time.Millisecond, time.Minute),
 		inRange("backends.maxHeldBodyBytes", b.MaxHeldBodyBytes, 0, 1<<30),
 	)
 }
@@ -175,6 +177,14 @@ func label(key, value string) Errors {
 	return nil
 }
 
+// between checks that a duration is within limits.
+func between(key string, d, least, most time.Duration) Errors {
+	if d < least || d > most {
+		return Errors{problem(key, formatDuration(d), "the duration is out of range", "write one from "+formatDuration(least)+" to "+formatDuration(most))}
+	}
+	return nil
+}
+
 func checkHealth(h *Health) Errors {
 	var errs Errors
 	// A microsecond too many is a slip of the unit; beyond a minute a hung
@@ -189,9 +199,7 @@ func checkHealth(h *Health) Errors {
 		{"health.suspiciousInterval", h.SuspiciousInterval, time.Hour},
 		{"health.timeout", h.Timeout, most},
 	} {
-		if d.value < least || d.value > d.most {
-			errs.add(problem(d.key, formatDuration(d.value), "the duration is out of range", "write one from "+formatDuration(least)+" to "+formatDuration(d.most)))
-		}
+		errs = append(errs, between(d.key, d.value, least, d.most)...)
 	}
 	if h.SuspiciousInterval > h.Interval && len(errs) == 0 {
 		errs.add(problem("health.suspiciousInterval", formatDuration(h.SuspiciousInterval),
@@ -223,6 +231,11 @@ func checkRest(c *Config) Errors {
 		positive("http.readHeaderTimeout", c.HTTP.ReadHeaderTimeout),
 		positive("http.idleTimeout", c.HTTP.IdleTimeout),
 		inRange("http.maxHeaderBytes", int64(c.HTTP.MaxHeaderBytes), 4<<10, 16<<20),
+		inRange("http2.maxStreams", int64(c.HTTP2.MaxStreams), 1, 100_000),
+		inRange("http2.resetBurst", int64(c.HTTP2.ResetBurst), 1, 1_000_000),
+		inRange("http2.resetRate", int64(c.HTTP2.ResetRate), 1, 1_000_000),
+		inRange("http2.controlBurst", int64(c.HTTP2.ControlBurst), 1, 1_000_000),
+		inRange("http2.controlRate", int64(c.HTTP2.ControlRate), 1, 1_000_000),
 		notNegative("shutdown.delay", c.Shutdown.Delay),
 		notNegative("shutdown.gracePeriod", c.Shutdown.GracePeriod),
 		oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error"),

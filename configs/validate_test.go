@@ -153,6 +153,17 @@ lb.yaml:5: backends.affinity.floor: "-1": the number is out of range; write one 
 `},
 		{"affinity, not a number", backends, backends + "  affinity: {bound: .nan}\n", `lb.yaml:5: backends.affinity.bound: ".nan": the bound must be greater than 1; write 1.25 for a quarter above the average`},
 		{"affinity, infinite", backends, backends + "  affinity: {bound: .inf}\n", `lb.yaml:5: backends.affinity.bound: ".inf": the bound must be greater than 1; write 1.25 for a quarter above the average`},
+		{"pings", backends, backends + "  pingAfter: 1ms\n  pingTimeout: 2m\n", `
+lb.yaml:5: backends.pingAfter: "1ms": the duration is out of range; write one from 100ms to 1m
+lb.yaml:6: backends.pingTimeout: "2m": the duration is out of range; write one from 100ms to 1m
+`},
+		{"limits of HTTP/2", "tls:\n", "http2: {maxStreams: 0, resetBurst: 0, resetRate: 1000001, controlBurst: -1, controlRate: 0}\ntls:\n", `
+lb.yaml:1: http2.controlBurst: "-1": the number is out of range; write one from 1 to 1000000
+lb.yaml:1: http2.controlRate: "0": the number is out of range; write one from 1 to 1000000
+lb.yaml:1: http2.maxStreams: "0": the number is out of range; write one from 1 to 100000
+lb.yaml:1: http2.resetBurst: "0": the number is out of range; write one from 1 to 1000000
+lb.yaml:1: http2.resetRate: "1000001": the number is out of range; write one from 1 to 1000000
+`},
 		{"durations", backends, backends + "  slowStart: -1ns\n  dialTimeout: 0s\n", `
 lb.yaml:6: backends.dialTimeout: "0s": the duration must be positive; write one such as 10s, or remove the key for the default
 lb.yaml:5: backends.slowStart: "-1ns": the duration must not be negative; write 0s or a positive one

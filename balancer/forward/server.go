@@ -35,6 +35,7 @@ type ServerOptions struct {
 	ReadHeaderTimeout time.Duration // of a request head, and of the TLS handshake
 	IdleTimeout       time.Duration // of a connection without a request
 	MaxHeaderBytes    int
+	MaxStreams        int // of a connection over net/http's HTTP/2
 }
 
 // Server serves clients on one listener: it accepts connections, sees to their TLS
@@ -53,10 +54,6 @@ type Server struct {
 	idle     *sync.Cond                    // on mu: clients has shrunk
 }
 
-// maxStreams is how many requests one client connection of net/http's HTTP/2 may
-// have in flight.
-const maxStreams = 1000
-
 // NewServer returns a server of the forwarder; it starts nothing.
 func NewServer(f *Forwarder, o ServerOptions) *Server {
 	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), clients: map[net.Conn]*balancer.Client{}}
@@ -72,7 +69,7 @@ func NewServer(f *Forwarder, o ServerOptions) *Server {
 		ConnContext:                  s.connContext,
 		ConnState:                    s.connState,
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: maxStreams,
+			MaxConcurrentStreams: o.MaxStreams,
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
 		},

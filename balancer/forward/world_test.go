@@ -155,6 +155,7 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 		TLS: w.store, Dial: w.net.Dial, DialTimeout: 2 * time.Second, Opened: opened,
 		MaxHeaderBytes: 1 << 20, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute,
 		PingAfter: 2500 * time.Millisecond, PingTimeout: 2 * time.Second, Shards: 2,
+		Limits: relay.Limits{Streams: 1000, ResetBurst: 500, ResetRate: 50, ControlBurst: 2000, ControlRate: 500},
 	})
 	for _, a := range w.apis {
 		a.b.SpeaksHTTP2(!s.h1 && (a.setup.raw == nil || len(s.rawALPN) == 0))
@@ -165,9 +166,9 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 	w.f = New(Options{
 		Core: w.core, Pools: w.pools, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
 	})
-	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20})
+	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20, MaxStreams: 1000})
 	w.front = w.net.Listen(frontAddress)
-	go func() { w.served <- w.srv.Serve(relay.Listener{Listener: w.front}) }()
+	go func() { w.served <- w.srv.Serve(w.front) }()
 	return w
 }
 

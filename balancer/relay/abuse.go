@@ -25,14 +25,19 @@ func (b *budget) spend(cost, burst, rate float64, now time.Time) bool {
 	return true
 }
 
-// What a client connection may do that costs more than it brings. The defaults let
-// a controller cancel a thousand watches at once and a kubelet send hundreds of PINGs
-// a second, for as long as they like.
+// Limits are what one client connection may do. The defaults of the configuration
+// let a controller cancel a thousand watches at once and a kubelet send hundreds of
+// PINGs a second, for as long as they like.
+type Limits struct {
+	Streams                   int // in flight
+	ResetBurst, ResetRate     int // at once, and each second: see costAnswered
+	ControlBurst, ControlRate int // likewise: see costSettings
+}
+
+// What is charged to the budgets of a connection.
 const (
 	// Requests taken back before they were answered (rapid reset, CVE-2023-44487),
 	// and those that made us reset them (CVE-2025-8671).
-	resetBurst = 500
-	resetRate  = 50 // per second
 	// costAnswered is for a request taken back after its answer had begun, as every
 	// watch is in the end.
 	costAnswered = 0.2
@@ -41,8 +46,6 @@ const (
 
 	// Frames that carry nothing: SETTINGS, PING, PRIORITY, empty DATA, unknown ones,
 	// and WINDOW_UPDATEs beyond those that DATA is owed.
-	controlBurst = 2000
-	controlRate  = 500 // per second
 	costSettings = 10
 	// owedUpdates is how many WINDOW_UPDATEs a DATA frame may draw, one for the stream
 	// and one for the connection, and as many for each updateBytes of it; credit for
@@ -82,7 +85,7 @@ func (cc *clientConn) spend(f frame) error {
 	default:
 		cost = 1
 	}
-	if !cc.control.spend(cost, controlBurst, controlRate, cc.sh.now) {
+	if !cc.control.spend(cost, float64(cc.sh.r.Limits.ControlBurst), float64(cc.sh.r.Limits.ControlRate), cc.sh.now) {
 		return errCalm("control frames")
 	}
 	return nil
@@ -90,7 +93,7 @@ func (cc *clientConn) spend(f frame) error {
 
 // charge accounts for a stream that the client took back, or made us reset.
 func (cc *clientConn) charge(cost float64) error {
-	if !cc.resets.spend(cost, resetBurst, resetRate, cc.sh.now) {
+	if !cc.resets.spend(cost, float64(cc.sh.r.Limits.ResetBurst), float64(cc.sh.r.Limits.ResetRate), cc.sh.now) {
 		return errCalm("streams reset")
 	}
 	return nil

@@ -44,9 +44,6 @@ const (
 )
 
 const (
-	// maxStreams is how many requests one client connection may have in flight.
-	// Some controllers hold many hundreds of watches on a connection.
-	maxStreams = 1000
 	// clientWindow is how much of a request body may wait here for its backend, and
 	// clientConnWindow the same for all bodies of a connection: a client that fills
 	// it waits for itself alone.
@@ -86,7 +83,7 @@ func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
 	}
 	sh.clients[cc] = struct{}{}
 	out := appendSettings(cc.begin(),
-		setting{settingMaxStreams, maxStreams},
+		setting{settingMaxStreams, uint32(r.Limits.Streams)},
 		setting{settingInitialWindow, clientWindow},
 		setting{settingMaxHeaderListSize, uint32(r.MaxHeaderBytes + headerSlack)})
 	cc.write(appendWindowUpdate(out, 0, clientConnWindow-defaultWindow))
@@ -159,7 +156,7 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 		return nil // after the last GOAWAY; the client sends it elsewhere
 	}
 	cc.last = id
-	if len(cc.streams) >= maxStreams {
+	if len(cc.streams) >= cc.sh.r.Limits.Streams {
 		cc.undo(id, codeRefusedStream)
 		return cc.charge(1)
 	}

@@ -61,7 +61,8 @@ type Options struct {
 	// A backend that was silent for PingAfter while requests wait is asked by an
 	// HTTP/2 PING; one that does not answer within PingTimeout is taken for hung.
 	PingAfter, PingTimeout time.Duration
-	Shards                 int // about one for each core
+	Limits                 Limits // of each client connection
+	Shards                 int    // about one for each core
 }
 
 // Relay relays HTTP/2.

@@ -96,13 +96,6 @@ type process struct {
 	leaving  bool // guarded by notifyMu: STOPPING=1 was sent
 }
 
-// A hung backend is known after these two at the latest, by an HTTP/2 PING: in less
-// than the 5 s that leader election can bear without an answer.
-const (
-	pingAfter   = 2500 * time.Millisecond
-	pingTimeout = 2 * time.Second
-)
-
 // maxShards bounds the connections to each backend on machines of many cores.
 const maxShards = 8
 
@@ -203,9 +196,16 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
 		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
 		IdleTimeout:       c.HTTP.IdleTimeout,
-		PingAfter:         pingAfter,
-		PingTimeout:       pingTimeout,
-		Shards:            min(runtime.GOMAXPROCS(0), maxShards),
+		PingAfter:         c.Backends.PingAfter,
+		PingTimeout:       c.Backends.PingTimeout,
+		Limits: relay.Limits{
+			Streams:      c.HTTP2.MaxStreams,
+			ResetBurst:   c.HTTP2.ResetBurst,
+			ResetRate:    c.HTTP2.ResetRate,
+			ControlBurst: c.HTTP2.ControlBurst,
+			ControlRate:  c.HTTP2.ControlRate,
+		},
+		Shards: min(runtime.GOMAXPROCS(0), maxShards),
 	})
 	f := forward.New(forward.Options{
 		Core:        core,
@@ -223,6 +223,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
 		IdleTimeout:       c.HTTP.IdleTimeout,
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
+		MaxStreams:        c.HTTP2.MaxStreams,
 	})
 	return p, nil
 }
