@@ -175,7 +175,7 @@ func (p *pool) connect(ctx context.Context, d *dialing) {
 	bc.init(sh, bc, t, t.NetConn().(*Sock), maxAnswerHead)
 	bc.receivable, bc.creditAt = backendConnWindow, backendConnWindow/4
 	p.conns = append(p.conns, bc)
-	out := appendSettings(append(bc.begin(), preface...),
+	out := appendSettings(append(bc.begin(4*short), preface...),
 		setting{settingEnablePush, 0},
 		setting{settingInitialWindow, backendWindow},
 		setting{settingMaxHeaderListSize, maxAnswerHead})
@@ -256,7 +256,7 @@ func (bc *backendConn) open(s *stream) {
 		bc.encode(f)
 	}
 	end := s.up.end && s.up.buf.unsent == 0
-	bc.write(appendHeaders(bc.begin(), s.bid, bc.sh.encoded.b, end, bc.frameSize))
+	bc.write(bc.appendBlock(s.bid, end))
 	s.up.ended = end
 	if !end {
 		bc.enqueue(s, &s.up)
@@ -528,5 +528,5 @@ func (s *stream) interim(h *answerHead) {
 	for _, f := range h.fields {
 		cc.encode(f)
 	}
-	cc.write(appendHeaders(cc.begin(), s.id, cc.sh.encoded.b, false, cc.frameSize))
+	cc.write(cc.appendBlock(s.id, false))
 }

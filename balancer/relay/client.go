@@ -82,7 +82,7 @@ func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
 		return
 	}
 	sh.clients[cc] = struct{}{}
-	out := appendSettings(cc.begin(),
+	out := appendSettings(cc.begin(4*short),
 		setting{settingMaxStreams, uint32(r.Limits.Streams)},
 		setting{settingInitialWindow, clientWindow},
 		setting{settingMaxHeaderListSize, uint32(r.MaxHeaderBytes + headerSlack)})
@@ -161,6 +161,9 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 		return cc.charge(1)
 	}
 	h, problem := parseRequest(cc.sh.fields)
+	if problem == "" && end && h.length > 0 {
+		problem = "an end before the body that was announced"
+	}
 	if problem != "" && !cc.sh.tooLarge() {
 		cc.undo(id, codeProtocol)
 		return cc.charge(costFault)
@@ -281,7 +284,7 @@ func (cc *clientConn) undo(id uint32, c code) {
 	cc.undone[cc.undoneN%len(cc.undone)] = id
 	cc.undoneN++
 	if !cc.over && !cc.closing {
-		cc.write(appendReset(cc.begin(), id, c))
+		cc.write(appendReset(cc.begin(short), id, c))
 	}
 }
 
@@ -309,7 +312,7 @@ func (cc *clientConn) leave() {
 		return
 	}
 	cc.leaving, cc.leaveAt = warned, cc.sh.now.Add(leaveAfter)
-	cc.write(appendGoAway(cc.begin(), maxStreamID, codeNone, ""))
+	cc.write(appendGoAway(cc.begin(short), maxStreamID, codeNone, ""))
 }
 
 func (cc *clientConn) leaveIfDone() {
@@ -326,7 +329,7 @@ func (cc *clientConn) tick() {
 	}
 	if cc.leaving == warned && now.After(cc.leaveAt) {
 		cc.leaving = finished
-		cc.write(appendGoAway(cc.begin(), cc.last, codeNone, ""))
+		cc.write(appendGoAway(cc.begin(short), cc.last, codeNone, ""))
 		cc.leaveIfDone()
 		return
 	}
@@ -345,7 +348,7 @@ func (cc *clientConn) tick() {
 	}
 	if cc.sh.draining {
 		for _, s := range cc.streams {
-			if s.watch() && s.answered && now.After(s.endBy()) {
+			if s.watch && s.answered && now.After(s.endBy()) {
 				s.endWatch()
 			}
 		}

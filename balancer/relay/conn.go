@@ -12,7 +12,7 @@ import (
 
 // outLimit is how many bytes of frames wait for a connection before DATA is left
 // in its stream, so that a slow reader stops its own streams and nobody else's.
-// They fit into the buffers that are lent (bufferSize), with what TLS adds.
+// They fit into a buffer that is lent (largeBuffer), with what TLS adds.
 const outLimit = 4 * 16384
 
 // leg is what is different between the two sides: a connection of a client, or one
@@ -95,7 +95,7 @@ func (c *conn) init(sh *shard, l leg, t *tls.Conn, s *Sock, listLimit int) {
 func (c *conn) read(begin string) error {
 	for {
 		for drained := false; !drained; {
-			buf := append(buffers.get(), c.rest...)
+			buf := append(buffers.get(c.expected()), c.rest...)
 			var err error
 			for err == nil && len(buf) < cap(buf) {
 				var n int
@@ -124,6 +124,15 @@ func (c *conn) read(begin string) error {
 			return err
 		}
 	}
+}
+
+// expected returns how large a buffer for what is to be read should be: as large as
+// what TLS will make of it, and always larger than the rest of the last time.
+func (c *conn) expected() int {
+	if n := len(c.rest) + len(c.sock.unread); n > 0 {
+		return n + 1
+	}
+	return smallBuffer
 }
 
 // keepRest keeps the beginning of a frame for the next time.
@@ -203,13 +212,14 @@ func (c *conn) noteRest(p []byte) {
 // stops long before (outLimit); heads of answers and errors do not wait in streams.
 const maxBacklog = 4 << 20
 
-// begin returns out to append to; write takes it back.
-func (c *conn) begin() []byte {
-	if c.out == nil {
-		c.out = buffers.get()
-	}
+// begin returns out with room for n bytes more, to append to; write takes it back.
+func (c *conn) begin(n int) []byte {
+	c.out = buffers.room(c.out, n)
 	return c.out
 }
+
+// short is room enough for any control frame.
+const short = 64
 
 func (c *conn) write(out []byte) {
 	c.out = out
@@ -434,7 +444,7 @@ func (c *conn) handleSettings(f *frame) error {
 	if err := c.answer(); err != nil {
 		return err
 	}
-	c.write(appendSettingsAck(c.begin()))
+	c.write(appendSettingsAck(c.begin(short)))
 	return nil
 }
 
@@ -463,7 +473,7 @@ func (c *conn) handlePing(f *frame) error {
 	if err := c.answer(); err != nil {
 		return err
 	}
-	c.write(appendPing(c.begin(), flagAck, f.payload))
+	c.write(appendPing(c.begin(short), flagAck, f.payload))
 	return nil
 }
 
@@ -494,7 +504,7 @@ func (c *conn) handleWindowUpdate(f *frame) error {
 func (c *conn) credit(n int) {
 	if c.owed += n; c.owed >= c.creditAt && !c.over && !c.closing {
 		c.receivable += c.owed
-		c.write(appendWindowUpdate(c.begin(), 0, uint32(c.owed)))
+		c.write(appendWindowUpdate(c.begin(short), 0, uint32(c.owed)))
 		c.owed = 0
 	}
 }
@@ -545,7 +555,7 @@ func (c *conn) pumpLane(id uint32, l *lane) (sent int, left bool) {
 			return sent, true
 		}
 		end := l.end && len(p) == l.buf.unsent && len(l.trailers) == 0
-		c.out = appendData(c.begin(), id, p, end)
+		c.out = appendData(c.begin(frameHeaderLen+len(p)), id, p, end)
 		l.buf.advance(len(p))
 		l.window -= int64(len(p))
 		c.window -= int64(len(p))
@@ -553,7 +563,7 @@ func (c *conn) pumpLane(id uint32, l *lane) (sent int, left bool) {
 		if end {
 			l.ended = true
 		}
-		if len(p) == c.frameSize {
+		if sent >= c.frameSize {
 			break // the next stream's turn
 		}
 	}
@@ -565,7 +575,7 @@ func (c *conn) pumpLane(id uint32, l *lane) (sent int, left bool) {
 		if len(l.trailers) > 0 {
 			c.out = c.appendFields(id, l.trailers, true)
 		} else {
-			c.out = appendData(c.begin(), id, nil, true)
+			c.out = appendData(c.begin(short), id, nil, true)
 		}
 	}
 	return sent, false
@@ -578,7 +588,14 @@ func (c *conn) appendFields(id uint32, fields []hpack.HeaderField, end bool) []b
 	for _, f := range fields {
 		c.encode(f)
 	}
-	return appendHeaders(c.begin(), id, c.sh.encoded.b, end, c.frameSize)
+	return c.appendBlock(id, end)
+}
+
+// appendBlock appends the header block that has been encoded last.
+func (c *conn) appendBlock(id uint32, end bool) []byte {
+	block := c.sh.encoded.b
+	frames := 1 + len(block)/c.frameSize
+	return appendHeaders(c.begin(len(block)+frames*frameHeaderLen), id, block, end, c.frameSize)
 }
 
 func (c *conn) encode(f hpack.HeaderField) { _ = c.enc.WriteField(f) } // to memory
@@ -588,7 +605,7 @@ func (c *conn) sayGoAway(e *connError) {
 	if c.closing || c.over {
 		return
 	}
-	c.write(appendGoAway(c.begin(), c.leg.(interface{ lastID() uint32 }).lastID(), e.code, e.text))
+	c.write(appendGoAway(c.begin(short+len(e.text)), c.leg.(interface{ lastID() uint32 }).lastID(), e.code, e.text))
 	c.shut(linger)
 	c.end(e)
 }
@@ -632,7 +649,7 @@ func (c *conn) flushOut(out []byte) error {
 // ping asks whether the peer is there.
 func (c *conn) ping(now time.Time) {
 	c.pingSent = now
-	c.write(appendPing(c.begin(), 0, []byte("alive?!?")))
+	c.write(appendPing(c.begin(short), 0, []byte("alive?!?")))
 }
 
 // expected reports whether the end of a connection needs no word in the log.

@@ -23,6 +23,7 @@ type Sock struct {
 	taken bool // by the relay; set before there is a second goroutine
 
 	// Owned by the reader.
+	bulk   bool   // more came last time than a small buffer holds
 	in     []byte // a buffer that is lent, or nil
 	unread []byte // the part of it that TLS has not got yet
 	inErr  error
@@ -32,7 +33,8 @@ type Sock struct {
 	cipher []byte // guarded by mu: records to be written
 
 	// Owned by whoever writes: see conn.busy.
-	out     []byte
+	lent    []byte // a buffer that is lent, or nil
+	out     []byte // the part of it that is not written yet
 	outErr  error
 	writeFD func(fd uintptr) bool // tries once
 	drainFD func(fd uintptr) bool // waits until all is written
@@ -57,13 +59,14 @@ func (*Relay) Wrap(c net.Conn) net.Conn { return NewSock(c) }
 func (s *Sock) take() {
 	s.taken = true
 	s.readFD = func(fd uintptr) bool {
-		s.in = buffers.get()
+		s.in = s.lend()
 		n, err := ignoringEINTR(syscall.Read, fd, s.in[:cap(s.in)])
 		if err == syscall.EAGAIN {
 			s.release()
 			return false // wait, without a buffer
 		}
 		s.unread, s.inErr = s.in[:max(n, 0)], err
+		s.bulk = n >= smallBuffer
 		return true
 	}
 	s.writeFD = func(fd uintptr) bool {
@@ -113,8 +116,9 @@ var errWouldBlock net.Error = wouldBlock{}
 // before.
 func (s *Sock) wait() error {
 	if s.raw == nil {
-		s.in = buffers.get()
+		s.in = s.lend()
 		n, err := s.Conn.Read(s.in[:cap(s.in)])
+		s.bulk = n >= smallBuffer
 		if s.unread = s.in[:n]; n == 0 {
 			s.release()
 			return err
@@ -132,6 +136,14 @@ func (s *Sock) wait() error {
 		s.release()
 	}
 	return err
+}
+
+// lend returns a buffer to read into, as large as is likely to be filled.
+func (s *Sock) lend() []byte {
+	if s.bulk {
+		return buffers.get(largeBuffer)
+	}
+	return buffers.get(smallBuffer)
 }
 
 // release gives the reader's buffer back.
@@ -164,10 +176,7 @@ func (s *Sock) Write(p []byte) (int, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cipher == nil {
-		s.cipher = buffers.get()
-	}
-	s.cipher = append(s.cipher, p...)
+	s.cipher = append(buffers.room(s.cipher, len(p)), p...)
 	return len(p), nil
 }
 
@@ -191,7 +200,7 @@ func (s *Sock) flush() error {
 	if len(whole) == 0 {
 		return nil
 	}
-	s.out = whole
+	s.lent, s.out = whole, whole
 	if s.raw == nil {
 		return errUnfinished
 	}
@@ -204,22 +213,29 @@ func (s *Sock) flush() error {
 	if len(s.out) > 0 {
 		return errUnfinished
 	}
-	s.out = nil
-	buffers.put(whole)
+	s.written()
 	return nil
+}
+
+// written gives the writer's buffer back.
+func (s *Sock) written() {
+	buffers.put(s.lent)
+	s.lent, s.out = nil, nil
 }
 
 // finish writes the rest of what flush could not, and waits for the peer to take it.
 func (s *Sock) finish() error {
 	if s.raw == nil {
 		_, err := s.Conn.Write(s.out)
-		s.out = nil
+		s.written()
 		return err
 	}
 	if err := s.raw.Write(s.drainFD); err != nil {
 		return err
 	}
-	s.out = nil
+	if s.outErr == nil {
+		s.written()
+	}
 	return s.outErr
 }
 
@@ -229,28 +245,4 @@ func (s *Sock) CloseWrite() error {
 		return cw.CloseWrite()
 	}
 	return nil
-}
-
-// bufferPool lends byte slices for reading, for frames to be sent and for records.
-type bufferPool struct{ pool sync.Pool }
-
-// bufferSize is the capacity of the slices lent: four full TLS records and as many
-// frames.
-const bufferSize = 4*16384 + 1024
-
-var buffers bufferPool
-
-// get returns an empty slice with capacity.
-func (p *bufferPool) get() []byte {
-	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
-		return b[:0]
-	}
-	return new([bufferSize]byte)[:0]
-}
-
-// put takes a slice back that came from get; one that has grown is let go.
-func (p *bufferPool) put(b []byte) {
-	if cap(b) == bufferSize {
-		p.pool.Put((*[bufferSize]byte)(b[:bufferSize]))
-	}
 }

@@ -42,14 +42,21 @@ const (
 // of a backend connection.
 type stream struct {
 	// Static after construction.
-	cc       *clientConn
-	id       uint32
-	started  time.Time
-	method   string
-	path     string // without the query, which may hold a secret
-	decision *balancer.Decision
+	cc      *clientConn
+	id      uint32
+	started time.Time
+	method  string
+
+	// Static after begin.
+	verb       string
+	class      balancer.Class
+	credential balancer.Credential
+	watch      bool
 
 	// Guarded by sh.mu.
+	path     string             // without the query, which may hold a secret; until the answer begins
+	decision *balancer.Decision // likewise: a watch need not carry what only its beginning needs
+
 	head    []hpack.HeaderField // for a backend; nil once it cannot be sent again
 	length  int64               // of the request body, as declared, less what has come; -1: not declared
 	credits int64               // offset in the request body up to which the client has its window back
@@ -87,8 +94,6 @@ func newStream(cc *clientConn, id uint32, h requestHead, end bool) *stream {
 	return s
 }
 
-func (s *stream) watch() bool { return s.decision != nil && s.decision.Watch() }
-
 // begin decides what is to happen with the request, and does it.
 func (s *stream) begin(h *requestHead) {
 	sh := s.cc.sh
@@ -99,10 +104,6 @@ func (s *stream) begin(h *requestHead) {
 	switch {
 	case sh.tooLarge():
 		refusal = &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest, Message: "the request header is too large (http.maxHeaderBytes in the balancer's configuration)"}
-	case s.up.end && h.length > 0:
-		s.cc.undo(s.id, codeProtocol) // a body was announced
-		s.cc.forget(s)
-		return
 	default:
 		if refusal = h.unusable(); refusal == nil {
 			d.Chain = s.cc.chain
@@ -111,12 +112,14 @@ func (s *stream) begin(h *requestHead) {
 	}
 	if refusal != nil {
 		s.decision = &balancer.Decision{Attributes: balancer.Attribute(d.Method, d.Path, d.RawQuery)}
-		sh.r.Metrics.InFlight(s.decision.Class, 1)
+	}
+	s.verb, s.class, s.credential, s.watch = s.decision.Verb, s.decision.Class, s.decision.Credential, s.decision.Watch()
+	sh.r.Metrics.InFlight(s.class, 1)
+	if refusal != nil {
 		s.refuse(refusal)
 		return
 	}
-	core.RetryBudget(s.decision.Credential).Deposit()
-	sh.r.Metrics.InFlight(s.decision.Class, 1)
+	core.RetryBudget(s.credential).Deposit()
 	s.head = h.outgoing(&s.decision.Edits)
 	s.decision.Edits = balancer.Edits{}
 	s.attempt()
@@ -131,7 +134,7 @@ func (s *stream) attempt() {
 		return
 	}
 	s.at = s.slot.Backend
-	p := sh.pool(s.slot.Backend, s.decision.Credential)
+	p := sh.pool(s.slot.Backend, s.credential)
 	if bc := p.reserve(); bc != nil {
 		bc.open(s)
 		return
@@ -165,7 +168,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 	case balancer.ShuttingDown:
 		sh.r.Passive(b, health.ShutdownAnnounced)
 	}
-	again, refusal := a.Again(core.RetryBudget(s.decision.Credential))
+	again, refusal := a.Again(core.RetryBudget(s.credential))
 	sh.r.Log.Debug("attempt failed", "backend", b.Name, "event", e.String(), "again", again, "method", s.method, "path", balancer.Shorten(s.path), "auditID", balancer.Shorten(s.decision.AuditID), "err", err)
 	if !again && e == balancer.ShuttingDown {
 		s.release() // its own words, with its own Retry-After
@@ -242,7 +245,7 @@ func (s *stream) uploaded(n int) {
 	}
 	if s.up.owed += n; s.up.owed >= clientWindow/2 && !s.cc.over && !s.cc.closing {
 		s.up.receivable += s.up.owed
-		s.cc.write(appendWindowUpdate(s.cc.begin(), s.id, uint32(s.up.owed)))
+		s.cc.write(appendWindowUpdate(s.cc.begin(short), s.id, uint32(s.up.owed)))
 		s.up.owed = 0
 	}
 }
@@ -278,7 +281,7 @@ func (s *stream) answerCame(h *answerHead, end bool) {
 // request needs to be held any more.
 func (s *stream) conclude() {
 	s.cc.sh.r.Core.Concluded(s.decision, s.code, s.cc.sh.now)
-	s.head, s.tried = nil, nil
+	s.head, s.tried, s.decision, s.path = nil, nil, nil, ""
 	s.up.buf.drop()
 }
 
@@ -295,7 +298,7 @@ func (s *stream) sendHead(fields []hpack.HeaderField, end bool) {
 		f.Sensitive = f.Sensitive || volatile(f.Name)
 		cc.encode(f)
 	}
-	cc.write(appendHeaders(cc.begin(), s.id, cc.sh.encoded.b, end, cc.frameSize))
+	cc.write(cc.appendBlock(s.id, end))
 	if end {
 		s.down.ended = true
 		s.afterDown()
@@ -315,7 +318,7 @@ func (s *stream) dataCame(p []byte, end bool) {
 		return
 	}
 	if s.down.buf.unsent == 0 && !s.down.queued && len(p) <= cc.sendable(len(p), s.down.window) && len(cc.out) < outLimit {
-		cc.write(appendData(cc.begin(), s.id, p, end))
+		cc.write(appendData(cc.begin(frameHeaderLen+len(p)), s.id, p, end))
 		s.down.window -= int64(len(p))
 		cc.window -= int64(len(p))
 		s.down.ended = end
@@ -415,7 +418,7 @@ func (s *stream) creditBackend(n int) {
 	}
 	s.down.receivable += increment
 	s.down.owed = 0
-	bc.write(appendWindowUpdate(bc.begin(), s.bid, uint32(increment)))
+	bc.write(appendWindowUpdate(bc.begin(short), s.bid, uint32(increment)))
 }
 
 // shrink gives back what the stream's window had beyond the usual.
@@ -456,7 +459,7 @@ func (s *stream) detach(c code) {
 	s.bc = nil
 	s.up.queued = false
 	if c != codeNone && !bc.over {
-		bc.write(appendReset(bc.begin(), s.bid, c))
+		bc.write(appendReset(bc.begin(short), s.bid, c))
 	}
 	bc.forget(s)
 }
@@ -484,11 +487,11 @@ func (s *stream) finish() {
 	if s.at != nil {
 		name = s.at.Name
 	}
-	sh.r.Metrics.InFlight(s.decision.Class, -1)
+	sh.r.Metrics.InFlight(s.class, -1)
 	sh.r.Metrics.Request(balancer.Observation{
-		Verb:       s.decision.Verb,
-		Class:      s.decision.Class,
-		Credential: s.decision.Credential,
+		Verb:       s.verb,
+		Class:      s.class,
+		Credential: s.credential,
 		Backend:    name,
 		Code:       s.code,
 		Took:       sh.now.Sub(s.started),
@@ -521,7 +524,7 @@ func (s *stream) lost(e balancer.Event, err error) {
 		}
 	case !s.answered:
 		s.failed(e, err)
-	case s.watch() && s.code == http.StatusOK:
+	case s.watch && s.code == http.StatusOK:
 		s.endWatch()
 	default:
 		s.cc.undo(s.id, codeInternal)
