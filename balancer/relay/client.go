@@ -65,8 +65,20 @@ const (
 
 // Serve carries the requests of a client connection whose TLS handshake is over and
 // has agreed on h2. It returns when the connection has ended; the caller closes it.
+//
+// Its frame is small, as are those of read and wait: a goroutine that is parked
+// beneath them keeps the smallest stack that the runtime shrinks to.
 func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
 	defer failStop()
+	if cc := r.admit(t, client); cc != nil {
+		cc.dismiss(cc.read(preface))
+	}
+}
+
+// admit begins a connection; nil: the relay has been closed.
+//
+//go:noinline
+func (r *Relay) admit(t *tls.Conn, client *balancer.Client) *clientConn {
 	sock, ok := t.NetConn().(*Sock)
 	if !ok {
 		panic("relay: a connection that did not come from Wrap")
@@ -79,7 +91,7 @@ func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
 	cc.idleAt, cc.since = sh.now, sh.now
 	if sh.closed {
 		sh.mu.Unlock()
-		return
+		return nil
 	}
 	sh.clients[cc] = struct{}{}
 	out := appendSettings(cc.begin(4*short),
@@ -91,14 +103,20 @@ func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
 		cc.leave()
 	}
 	sh.unlockAndFlush()
+	return cc
+}
 
-	err := cc.read(preface)
+// dismiss is the end of a connection, whose reading has ended so.
+//
+//go:noinline
+func (cc *clientConn) dismiss(err error) {
+	sh := cc.sh
 	sh.lock()
 	cc.end(err)
 	delete(sh.clients, cc)
 	sh.unlockAndFlush()
 	if !expected(err) {
-		r.Log.Debug("client connection ended", "peer", client.Peer.String(), "err", err)
+		sh.r.Log.Debug("client connection ended", "peer", cc.client.Peer.String(), "err", err)
 	}
 }
 
