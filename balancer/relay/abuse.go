@@ -67,7 +67,7 @@ func (cc *clientConn) spend(f frame) error {
 	case frameHeaders, frameContinuation, frameReset:
 		return nil // see headers, handleContinuation and reset
 	case frameData:
-		if len(f.payload) > 0 || f.has(flagEndStream) {
+		if f.has(flagEndStream) || !f.empty() {
 			return nil
 		}
 		cost = 1

@@ -52,8 +52,9 @@ type backendConn struct {
 	streams    map[uint32]*stream
 	nextID     uint32
 	maxStreams int
-	maxList    int64 // SETTINGS_MAX_HEADER_LIST_SIZE; 0: none
-	gone       bool  // no new streams: GOAWAY, or retired
+	maxList    int64  // SETTINGS_MAX_HEADER_LIST_SIZE; 0: none
+	gone       bool   // no new streams: GOAWAY, or retired
+	cooling    [2]int // streams that were reset unanswered, since the last tick and before it
 }
 
 // pool is the connections of a shard to one backend for one credential.
@@ -71,7 +72,8 @@ type pool struct {
 
 type dialing struct {
 	cancel context.CancelFunc
-	stale  bool // what is dialled is out of use already
+	stale  bool  // what is dialled is out of use already
+	dead   error // it is of no use, and those who wait are to go elsewhere
 }
 
 // pool returns the pool for a backend and a credential.
@@ -95,11 +97,22 @@ func (p *pool) reserve() *backendConn {
 
 func (p *pool) free() *backendConn {
 	for _, bc := range p.conns {
-		if !bc.gone && len(bc.streams) < bc.maxStreams {
+		if bc.hasPlace() && len(bc.out) < maxUnsent {
 			return bc
 		}
 	}
 	return nil
+}
+
+// maxUnsent is how many bytes may wait for a backend that is slow to read before no
+// more requests are added to them.
+const maxUnsent = 256 << 10
+
+// hasPlace reports whether the connection takes one more stream. One that was reset
+// before it was answered keeps its place for a moment: the backend's handler may
+// still run, and Go's server ends connections on which too many do.
+func (bc *backendConn) hasPlace() bool {
+	return !bc.gone && len(bc.streams)+bc.cooling[0]+bc.cooling[1] < bc.maxStreams
 }
 
 // wait puts a stream in line for a connection, and dials one unless that is being
@@ -113,6 +126,11 @@ func (p *pool) wait(s *stream) {
 func (p *pool) dial() {
 	if p.dialing != nil || p.sh.closed {
 		return
+	}
+	for _, bc := range p.conns {
+		if bc.hasPlace() {
+			return // it takes them as soon as it has written what waits
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.dialing = &dialing{cancel: cancel}
@@ -151,6 +169,10 @@ func (p *pool) connect(ctx context.Context, d *dialing) {
 	t, err := sh.r.dialTLS(ctx, p.backend, p.credential)
 	sh.lock()
 	p.dialing = nil
+	dialled := err == nil
+	if d.dead != nil {
+		err = d.dead
+	}
 	if err != nil || d.stale {
 		waiting := p.waiting
 		p.waiting = nil
@@ -166,7 +188,7 @@ func (p *pool) connect(ctx context.Context, d *dialing) {
 			}
 		}
 		sh.unlockAndFlush()
-		if err == nil {
+		if dialled {
 			sh.r.hangUp(p, t)
 		}
 		return
@@ -265,6 +287,8 @@ func (bc *backendConn) open(s *stream) {
 		bc.retire()
 	}
 }
+
+func (bc *backendConn) prepare() {}
 
 func (bc *backendConn) lastID() uint32 { return 0 } // no backend opens streams
 
@@ -500,18 +524,20 @@ func (bc *backendConn) ended(err error) {
 func (p *pool) tick() {
 	now := p.sh.now
 	for _, bc := range append([]*backendConn(nil), p.conns...) {
+		bc.cooling = [2]int{0, bc.cooling[0]}
 		after := p.sh.r.PingAfter
 		if len(bc.streams) == 0 {
 			after = idlePingAfter
 		}
 		switch {
-		case !bc.pingSent.IsZero() && now.Sub(bc.pingSent) > p.sh.r.PingTimeout:
+		case bc.pingLost(now, p.sh.r.PingTimeout):
 			p.sh.r.Passive(p.backend, health.NoAnswer)
 			bc.end(errSilent)
-		case bc.pingSent.IsZero() && now.Sub(bc.lastRead) > after:
+		case bc.pingSent.IsZero() && bc.silence(now) > after:
 			bc.ping(now)
 		}
 	}
+	p.serveWaiting()
 }
 
 // idlePingAfter is how long a connection without a stream may be silent.
@@ -519,10 +545,10 @@ const idlePingAfter = 30 * time.Second
 
 // interim passes on an answer that is not final, such as 103.
 func (s *stream) interim(h *answerHead) {
-	if s.cc.over || s.cc.closing {
-		return
-	}
 	cc := s.cc
+	if cc.over || cc.closing || len(cc.out) > outLimit {
+		return // nobody has to see it
+	}
 	cc.sh.encoded.reset()
 	cc.encode(hpack.HeaderField{Name: ":status", Value: h.status})
 	for _, f := range h.fields {

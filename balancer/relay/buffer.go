@@ -14,16 +14,26 @@ type buffer struct {
 	gone   int64 // bytes that are not there any more
 }
 
+// chunkBytes is room for many small pieces, so that a body that comes in bytes takes
+// no more memory than it is worth.
+const chunkBytes = 4 << 10
+
 // add copies p to the end.
 func (b *buffer) add(p []byte) {
 	if len(p) == 0 {
 		return
 	}
-	if b.chunks == nil {
-		b.chunks = b.room[:0]
-	}
-	b.chunks = append(b.chunks, append([]byte(nil), p...))
 	b.unsent += len(p)
+	switch last := len(b.chunks) - 1; {
+	case last < 0:
+		b.chunks = append(b.room[:0], append([]byte(nil), p...)) // often the only one
+	case last >= b.chunk && cap(b.chunks[last])-len(b.chunks[last]) >= len(p):
+		b.chunks[last] = append(b.chunks[last], p...)
+	case len(p) < chunkBytes/8:
+		b.chunks = append(b.chunks, append(make([]byte, 0, chunkBytes), p...))
+	default:
+		b.chunks = append(b.chunks, append([]byte(nil), p...))
+	}
 }
 
 // next returns the bytes to be sent next, at most max of them, as far as they lie

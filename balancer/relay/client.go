@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"apiserver-lb/balancer"
@@ -22,13 +23,15 @@ type clientConn struct {
 	// Guarded by sh.mu.
 	streams map[uint32]*stream
 	last    uint32 // the highest id that the client has opened
+	late    uint32 // the same after the last GOAWAY: what comes on such streams is ignored
 	leaving leaving
 	leaveAt time.Time // when the second GOAWAY is due
 	idleAt  time.Time // when the last stream ended
+	held    int       // bytes of answers that are held
 	extra   int       // bytes of window at backends beyond the usual, of all streams
 
-	undone  [16]uint32 // ids of streams that we reset, newest at undoneAt-1
-	undoneN int
+	undone  []uint32 // ids of streams that we reset of late, in a ring once it is full
+	undoneN int      // how many there were
 	resets  budget
 	control budget
 	updates int // WINDOW_UPDATEs that DATA has drawn
@@ -138,9 +141,16 @@ func (cc *clientConn) ended(error) {
 	}
 }
 
+// prepare judges the certificates before the lock is taken: see balancer.Client.
+func (cc *clientConn) prepare() {
+	if len(cc.chain) > 0 {
+		cc.client.Judge(cc.sh.r.Core.Verifier, cc.chain)
+	}
+}
+
 func (cc *clientConn) lastID() uint32 { return cc.last }
 
-func (cc *clientConn) idle(id uint32) bool { return id > cc.last || id%2 == 0 }
+func (cc *clientConn) idle(id uint32) bool { return id > max(cc.last, cc.late) || id%2 == 0 }
 
 func (cc *clientConn) goAway(uint32, code) {} // we open no streams; it may finish those that it has
 
@@ -171,6 +181,7 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 	case id <= cc.last:
 		return &connError{codeStreamClosed, "HEADERS on a closed stream"}
 	case cc.leaving == finished:
+		cc.late = id
 		return nil // after the last GOAWAY; the client sends it elsewhere
 	}
 	cc.last = id
@@ -189,6 +200,9 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 	s := newStream(cc, id, h, end)
 	cc.streams[id] = s
 	s.begin(&h)
+	if cc.sh.tooLarge() {
+		return cc.charge(costFault)
+	}
 	return nil
 }
 
@@ -214,7 +228,7 @@ func (cc *clientConn) data(id uint32, p []byte, size int, end bool) error {
 	s := cc.streams[id]
 	if s == nil {
 		cc.credit(size)
-		if cc.wasUndone(id) {
+		if id > cc.last || cc.wasUndone(id) {
 			return nil
 		}
 		cc.undo(id, codeStreamClosed)
@@ -249,7 +263,7 @@ func (cc *clientConn) body(s *stream, p []byte, end bool) error {
 func (cc *clientConn) reset(id uint32, _ code) error {
 	s := cc.streams[id]
 	if s == nil {
-		return cc.charge(costAnswered)
+		return cc.charge(costAnswered) // it may have crossed the end of the answer
 	}
 	cost := 1.0
 	if s.answered {
@@ -262,7 +276,7 @@ func (cc *clientConn) reset(id uint32, _ code) error {
 func (cc *clientConn) streamWindow(id, increment uint32) error {
 	s := cc.streams[id]
 	switch {
-	case s == nil && increment == 0 && !cc.wasUndone(id):
+	case s == nil && increment == 0 && id <= cc.last && !cc.wasUndone(id):
 		return cc.charge(costFault)
 	case s == nil:
 		return nil
@@ -299,21 +313,22 @@ func (cc *clientConn) fault(s *stream, c code) error {
 
 // undo resets a stream at the client. What the client sent before it knew is ignored.
 func (cc *clientConn) undo(id uint32, c code) {
-	cc.undone[cc.undoneN%len(cc.undone)] = id
+	if len(cc.undone) < maxUndone {
+		cc.undone = append(cc.undone, id)
+	} else {
+		cc.undone[cc.undoneN%maxUndone] = id
+	}
 	cc.undoneN++
 	if !cc.over && !cc.closing {
 		cc.write(appendReset(cc.begin(short), id, c))
 	}
 }
 
-func (cc *clientConn) wasUndone(id uint32) bool {
-	for _, u := range cc.undone {
-		if u == id {
-			return true
-		}
-	}
-	return false
-}
+// maxUndone is how many of the streams that we reset are remembered: as many as a
+// busy client may have uploads under way that are all answered early.
+const maxUndone = 1024
+
+func (cc *clientConn) wasUndone(id uint32) bool { return slices.Contains(cc.undone, id) }
 
 // forget is called when a stream has ended.
 func (cc *clientConn) forget(s *stream) {
@@ -359,14 +374,14 @@ func (cc *clientConn) tick() {
 		cc.sayGoAway(&connError{codeProtocol, "a frame took too long"})
 	case len(cc.streams) == 0 && cc.leaving == staying && now.Sub(cc.idleAt) > cc.sh.r.IdleTimeout:
 		cc.leave()
-	case !cc.pingSent.IsZero() && now.Sub(cc.pingSent) > clientPingTimeout:
+	case cc.pingLost(now, clientPingTimeout):
 		cc.end(context.DeadlineExceeded)
-	case cc.pingSent.IsZero() && now.Sub(cc.lastRead) > clientPingAfter:
+	case cc.pingSent.IsZero() && cc.silence(now) > clientPingAfter:
 		cc.ping(now)
 	}
 	if cc.sh.draining {
 		for _, s := range cc.streams {
-			if s.watch && s.answered && now.After(s.endBy()) {
+			if s.resumable() && s.answered && now.After(s.endBy()) {
 				s.endWatch()
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -18,6 +19,8 @@ const outLimit = 4 * 16384
 // leg is what is different between the two sides: a connection of a client, or one
 // to a backend. All but run under the shard's lock.
 type leg interface {
+	// prepare is called before the shard's lock is taken for what has come.
+	prepare()
 	// headers gets a decoded header block in sh.fields.
 	headers(id uint32, end bool) error
 	// data gets a DATA frame's payload; size is what it counts in flow control.
@@ -49,6 +52,8 @@ type conn struct {
 	// Owned by the reader.
 	rest []byte // the beginning of a frame whose end has not come yet
 
+	lastRead atomic.Int64 // nanoseconds since the epoch; noted before the lock is waited for
+
 	// Guarded by sh.mu.
 	out      []byte // frames to be sent; nil: none
 	dirty    bool   // on sh.dirty
@@ -56,6 +61,7 @@ type conn struct {
 	over     bool   // ended has been called
 	closing  bool   // the socket is shut down once out is written
 	cut      bool   // it has been
+	overrun  bool   // out has become too long: the socket is closed
 	enc      *hpack.Encoder
 	dec      *hpack.Decoder
 	block    []byte // of a header block whose end has not come yet
@@ -64,14 +70,13 @@ type conn struct {
 	parts    int    // CONTINUATION frames of it
 	since    time.Time
 
-	listLimit  int   // of a decoded header list, in bytes (RFC 9113, 6.5.2)
-	frameSize  int   // the peer's SETTINGS_MAX_FRAME_SIZE, no more than is useful
-	initial    int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE
-	window     int64 // that the peer granted for the connection
-	receivable int   // bytes that the peer may still send
-	owed       int   // bytes that came, are dealt with, and are not credited yet
-	creditAt   int   // how many of those make a WINDOW_UPDATE
-	lastRead   time.Time
+	listLimit  int       // of a decoded header list, in bytes (RFC 9113, 6.5.2)
+	frameSize  int       // the peer's SETTINGS_MAX_FRAME_SIZE, no more than is useful
+	initial    int64     // the peer's SETTINGS_INITIAL_WINDOW_SIZE
+	window     int64     // that the peer granted for the connection
+	receivable int       // bytes that the peer may still send
+	owed       int       // bytes that came, are dealt with, and are not credited yet
+	creditAt   int       // how many of those make a WINDOW_UPDATE
 	partSince  time.Time // since when part of a frame has waited for the rest; zero: none does
 	pingSent   time.Time // zero: none is under way
 	settled    bool      // the peer's SETTINGS have come
@@ -86,7 +91,7 @@ func (c *conn) init(sh *shard, l leg, t *tls.Conn, s *Sock, listLimit int) {
 	c.dec = hpack.NewDecoder(4096, c.emit)
 	c.dec.SetMaxStringLength(2 * listLimit)
 	c.frameSize, c.initial, c.window = minMaxFrameSize, defaultWindow, defaultWindow
-	c.lastRead = time.Now()
+	c.lastRead.Store(time.Now().UnixNano())
 	s.take()
 }
 
@@ -164,9 +169,9 @@ func (c *conn) arrived(p []byte, readErr error) (rest []byte, err error) {
 		readErr = nil
 	}
 	sh := c.sh
-	sh.mu.Lock()
-	sh.now = time.Now()
-	c.lastRead = sh.now
+	c.lastRead.Store(time.Now().UnixNano())
+	c.leg.prepare()
+	sh.lock()
 	for err == nil && !c.over && !c.closing {
 		var f frame
 		var n int
@@ -180,9 +185,6 @@ func (c *conn) arrived(p []byte, readErr error) (rest []byte, err error) {
 		p = nil // nobody listens any more
 	}
 	c.noteRest(p)
-	if err == nil && c.busy && len(c.out) > maxBacklog {
-		err = &connError{codeEnhanceYourCalm, "answers are not read"}
-	}
 	if ce, ok := err.(*connError); ok {
 		c.sayGoAway(ce)
 		err = nil // it is read until the peer has had time to see why
@@ -223,6 +225,10 @@ const short = 64
 
 func (c *conn) write(out []byte) {
 	c.out = out
+	if len(out) > maxBacklog && !c.overrun {
+		c.overrun = true
+		c.sh.doomed = append(c.sh.doomed, c.sock) // its reader finds out
+	}
 	c.markDirty()
 }
 
@@ -364,6 +370,7 @@ func (c *conn) decode(id uint32, block []byte) error {
 	if sh.listBytes > 2*c.listLimit {
 		return &connError{codeEnhanceYourCalm, "header list far too large"}
 	}
+	sh.blockBytes = len(block)
 	return c.leg.headers(id, c.blockEnd)
 }
 
@@ -378,13 +385,27 @@ func (c *conn) undecodable(err error) error {
 func (c *conn) emit(f hpack.HeaderField) {
 	sh := c.sh
 	sh.listBytes += int(f.Size())
-	if sh.listBytes <= sh.listLimit {
+	if sh.listBytes <= sh.listLimit && len(sh.fields) <= maxFields {
 		sh.fields = append(sh.fields, f)
 	}
 }
 
-// tooLarge reports whether the list in sh.fields is not complete.
-func (sh *shard) tooLarge() bool { return sh.listBytes > sh.listLimit }
+// maxFields is how many fields a header list may have.
+const maxFields = 2000
+
+// A list of over inflatedBytes that is inflated times as long as it came repeats one
+// field over and over: a byte each here, and all of it to a backend.
+const (
+	inflatedBytes = 64 << 10
+	inflated      = 8
+)
+
+// tooLarge reports whether the list in sh.fields is not to be used: it is not
+// complete, or blown up.
+func (sh *shard) tooLarge() bool {
+	return sh.listBytes > sh.listLimit || len(sh.fields) > maxFields ||
+		sh.listBytes > inflatedBytes && sh.listBytes > inflated*sh.blockBytes
+}
 
 func (c *conn) handlePriority(f *frame) error {
 	if f.id == 0 {
@@ -423,7 +444,7 @@ func (c *conn) handleSettings(f *frame) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range list {
+	for _, s := range lastOfEach(list) {
 		switch s.id {
 		case settingHeaderTableSize:
 			c.enc.SetMaxDynamicTableSizeLimit(min(s.value, 4096))
@@ -644,6 +665,17 @@ func (c *conn) flushOut(out []byte) error {
 		}
 	}
 	return c.sock.flush()
+}
+
+// silence returns how long nothing has come.
+func (c *conn) silence(now time.Time) time.Duration {
+	return now.Sub(time.Unix(0, c.lastRead.Load()))
+}
+
+// pingLost reports whether a PING has been under way for longer than the limit
+// while nothing at all has come.
+func (c *conn) pingLost(now time.Time, limit time.Duration) bool {
+	return !c.pingSent.IsZero() && now.Sub(c.pingSent) > limit && c.silence(now) > limit
 }
 
 // ping asks whether the peer is there.

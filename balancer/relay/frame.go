@@ -3,6 +3,7 @@ package relay
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // frameType is the type of an HTTP/2 frame (RFC 9113, section 6).
@@ -128,6 +129,11 @@ func (f *frame) unpad() ([]byte, error) {
 	return p[1 : len(p)-pad], nil
 }
 
+// empty reports whether a DATA frame carries nothing, not counting padding.
+func (f *frame) empty() bool {
+	return len(f.payload) == 0 || f.has(flagPadded) && len(f.payload) == 1+int(f.payload[0])
+}
+
 func appendFrameHeader(b []byte, length int, typ frameType, flags uint8, id uint32) []byte {
 	return append(b, byte(length>>16), byte(length>>8), byte(length), byte(typ), flags,
 		byte(id>>24), byte(id>>16), byte(id>>8), byte(id))
@@ -190,6 +196,20 @@ func appendData(b []byte, id uint32, p []byte, end bool) []byte {
 		flags = flagEndStream
 	}
 	return append(appendFrameHeader(b, len(p), frameData, flags, id), p...)
+}
+
+// lastOfEach returns the settings that count: of each parameter the last (RFC 9113,
+// section 6.5.3). Each may concern every stream, and one frame has room for thousands.
+func lastOfEach(list []setting) []setting {
+	var seen [settingMaxHeaderListSize + 1]bool
+	var last []setting
+	for _, s := range slices.Backward(list) {
+		if !seen[s.id] {
+			seen[s.id] = true
+			last = append(last, s)
+		}
+	}
+	return last
 }
 
 // parseSettings reads a SETTINGS payload and checks each value (RFC 9113, section

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -166,6 +167,12 @@ func (h *requestHead) unusable() *balancer.Refusal {
 		return bad("the request target is not a path")
 	case strings.ContainsAny(h.path, " \t"):
 		return bad("the request target contains a space")
+	case strings.Contains(h.path, "%"):
+		// Go's server, and so kube-apiserver, resets a stream with such a path, which
+		// would look like a fault of the backend.
+		if _, err := url.ParseRequestURI(h.path); err != nil {
+			return bad("the request target has a malformed percent-encoding")
+		}
 	}
 	for i := range len(h.authority) {
 		if h.authority[i] >= 0x80 {
@@ -178,19 +185,20 @@ func (h *requestHead) unusable() *balancer.Refusal {
 // decisive returns what decisions need of the head.
 func (h *requestHead) decisive() balancer.Head {
 	d := balancer.Head{Method: h.method}
+	var authorized, audited bool // the first field counts, be it empty, as at kube-apiserver
 	d.Path, d.RawQuery, _ = strings.Cut(h.path, "?")
 	for i := range h.fields {
 		f := &h.fields[i]
 		switch f.Name {
 		case "authorization":
-			if d.Authorization == "" {
-				d.Authorization = f.Value
+			if !authorized {
+				d.Authorization, authorized = f.Value, true
 			}
 		case "x-forwarded-for":
 			d.ForwardedFor = append(d.ForwardedFor, f.Value)
 		case "audit-id":
-			if d.AuditID == "" {
-				d.AuditID = f.Value
+			if !audited {
+				d.AuditID, audited = f.Value, true
 			}
 		case "sec-websocket-protocol":
 			d.Subprotocols = append(d.Subprotocols, f.Value)
@@ -221,8 +229,8 @@ func (h *requestHead) outgoing(e *balancer.Edits) []hpack.HeaderField {
 		out = append(out, f)
 	}
 	for _, f := range e.Add {
-		name := strings.ToLower(f.Name)
-		out = append(out, hpack.HeaderField{Name: name, Value: f.Value, Sensitive: unindexed(name)})
+		// Who somebody is must not enter the table that all clients share.
+		out = append(out, hpack.HeaderField{Name: strings.ToLower(f.Name), Value: f.Value, Sensitive: true})
 	}
 	return out
 }

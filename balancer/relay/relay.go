@@ -71,11 +71,16 @@ type Relay struct {
 	shards  []*shard
 	turn    atomic.Uint64
 	windows *balancer.Room // for windows beyond the usual at backends
+	bodies  *balancer.Room // for request bodies that are kept to be sent again
 }
+
+// keptBodies bounds the request bodies of all clients that are kept to be sent again,
+// in bytes. Where there is no room, a request is sent once.
+const keptBodies = 64 << 20
 
 // New returns a Relay; it starts nothing.
 func New(o Options) *Relay {
-	r := &Relay{Options: o, windows: balancer.NewRoom(extraWindows)}
+	r := &Relay{Options: o, windows: balancer.NewRoom(extraWindows), bodies: balancer.NewRoom(keptBodies)}
 	for range max(1, o.Shards) {
 		r.shards = append(r.shards, newShard(r))
 	}
@@ -174,6 +179,7 @@ func (p *pool) cut(err error) {
 		bc.end(err)
 	}
 	if p.dialing != nil {
+		p.dialing.dead = err
 		p.dialing.cancel()
 	}
 }

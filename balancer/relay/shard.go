@@ -32,11 +32,12 @@ type shard struct {
 	until    time.Time // by which watches end, while draining
 
 	// Scratch for what happens under mu.
-	fields    []hpack.HeaderField
-	listBytes int
-	listLimit int
-	encoded   blockBuffer
-	jobs      []job // owned by the flusher
+	fields     []hpack.HeaderField
+	listBytes  int
+	listLimit  int
+	blockBytes int // of the list in fields, as it came
+	encoded    blockBuffer
+	jobs       []job // owned by the flusher
 }
 
 type poolKey struct {
@@ -177,8 +178,11 @@ func (sh *shard) written(c *conn, cut bool, err error) {
 		sh.doomed = append(sh.doomed, c.sock) // its reader finds out
 	case cut:
 		go c.closeWrite()
-	case c.out != nil || len(c.ready) > 0 || c.closing:
+	case c.out != nil || len(c.ready) > 0 || c.closing || c.sock.pending():
 		c.markDirty()
+	}
+	if bc, ok := c.leg.(*backendConn); ok && len(bc.pool.waiting) > 0 {
+		bc.pool.serveWaiting()
 	}
 }
 

@@ -169,6 +169,12 @@ func (s *Sock) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// maxPending is how many bytes of records may wait for a peer who does not read: TLS
+// itself answers some messages.
+const maxPending = 2 * maxBacklog
+
+var errUnread = errors.New("what is sent is not read")
+
 // Write takes the records that TLS makes.
 func (s *Sock) Write(p []byte) (int, error) {
 	if !s.taken {
@@ -176,6 +182,9 @@ func (s *Sock) Write(p []byte) (int, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.cipher) > maxPending {
+		return 0, errUnread
+	}
 	s.cipher = append(buffers.room(s.cipher, len(p)), p...)
 	return len(p), nil
 }

@@ -61,6 +61,8 @@ type stream struct {
 	length  int64               // of the request body, as declared, less what has come; -1: not declared
 	credits int64               // offset in the request body up to which the client has its window back
 
+	bodyRoom int // bytes taken from Relay.bodies
+
 	slot     *backend.Slot      // nil: no backend at the moment
 	at       *backend.Backend   // of the last attempt; nil: none was made
 	tried    []*backend.Backend // ruled out for this request
@@ -202,9 +204,14 @@ func (s *stream) dropAnswer() {
 	s.giveRoom()
 }
 
+// maxHeldAnswers bounds what one client connection takes of Core.Answers, in bytes:
+// one that does not read its answers must not leave others without.
+const maxHeldAnswers = 512 << 10
+
 func (s *stream) giveRoom() {
 	if s.room > 0 {
 		s.cc.sh.r.Core.Answers.Give(int64(s.room))
+		s.cc.held -= s.room
 		s.room = 0
 	}
 }
@@ -216,13 +223,22 @@ func (s *stream) bodyCame(p []byte) {
 		s.uploaded(len(p)) // the answer is there already: nobody wants it
 		return
 	}
-	if b.keep && b.size()+len(p) > s.cc.sh.r.MaxHeldBody {
-		b.drop()
+	if b.keep && (b.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.bodies.Take(int64(len(p)))) {
+		s.dropBody()
+	} else if b.keep {
+		s.bodyRoom += len(p)
 	}
 	b.add(p)
 	if s.bc != nil {
 		s.bc.enqueue(s, &s.up)
 	}
+}
+
+// dropBody lets go of what is kept of the request body to be sent again.
+func (s *stream) dropBody() {
+	s.up.buf.drop()
+	s.cc.sh.r.bodies.Give(int64(s.bodyRoom))
+	s.bodyRoom = 0
 }
 
 // sentUp notes that the request body has been sent on up to an offset that may be
@@ -253,7 +269,7 @@ func (s *stream) uploaded(n int) {
 // answerCame takes the final head of an answer.
 func (s *stream) answerCame(h *answerHead, end bool) {
 	s.code, s.left = h.code, h.length
-	if s.method == "HEAD" || end {
+	if s.method == "HEAD" || h.code == http.StatusNotModified || end {
 		s.left = -1 // the length is that of an answer to GET, or of what the client has
 	}
 	s.maybe = answerHead{status: h.status, code: h.code}
@@ -282,7 +298,7 @@ func (s *stream) answerCame(h *answerHead, end bool) {
 func (s *stream) conclude() {
 	s.cc.sh.r.Core.Concluded(s.decision, s.code, s.cc.sh.now)
 	s.head, s.tried, s.decision, s.path = nil, nil, nil, ""
-	s.up.buf.drop()
+	s.dropBody()
 }
 
 // sendHead begins the answer at the client.
@@ -333,12 +349,13 @@ func (s *stream) dataCame(p []byte, end bool) {
 // holdOn keeps an answer waiting, as long as there is reason and room for it. The
 // backend gets its window back meanwhile.
 func (s *stream) holdOn(n int) {
-	if !s.cc.sh.r.Core.Answers.Take(int64(n)) {
+	if s.cc.held+n > maxHeldAnswers || !s.cc.sh.r.Core.Answers.Take(int64(n)) {
 		s.hold = holdWhole // there is no time for a closer look either
 		s.release()
 		return
 	}
 	s.room += n
+	s.cc.held += n
 	s.early += n
 	if !s.down.end {
 		s.creditBackend(n)
@@ -396,9 +413,10 @@ func (s *stream) delivered(n int) {
 	}
 }
 
-// creditBackend gives n bytes of window back to the backend. A stream that flows
-// gets a larger window, as long as its client has not got many of those: what
-// arrives for a client that then stops reading waits here.
+// creditBackend gives n bytes of window back to the backend. A short answer that
+// flows gets a larger window, as long as its client has not got many of those: what
+// arrives for a client that then stops reading waits here. A watch would keep it for
+// hours.
 func (s *stream) creditBackend(n int) {
 	bc := s.bc
 	if bc == nil {
@@ -408,7 +426,7 @@ func (s *stream) creditBackend(n int) {
 		return
 	}
 	increment := s.down.owed
-	if s.hold == holdNot && s.down.buf.unsent == 0 && s.target < maxStreamWindow {
+	if s.class == balancer.Short && s.hold == holdNot && s.down.buf.unsent == 0 && s.target < maxStreamWindow {
 		grow := min(3*s.target, maxStreamWindow-s.target, maxExtraWindow-s.cc.extra)
 		if grow > 0 && s.cc.sh.r.windows.Take(int64(grow)) {
 			s.target += grow
@@ -460,6 +478,9 @@ func (s *stream) detach(c code) {
 	s.up.queued = false
 	if c != codeNone && !bc.over {
 		bc.write(appendReset(bc.begin(short), s.bid, c))
+		if s.code == 0 {
+			bc.cooling[0]++
+		}
 	}
 	bc.forget(s)
 }
@@ -478,6 +499,7 @@ func (s *stream) finish() {
 	}
 	// What of the body nobody took is credited all the same.
 	s.cc.credit(int(s.up.buf.sent + int64(s.up.buf.unsent) - s.credits))
+	s.dropBody()
 	s.up.buf.discard()
 	s.down.buf.discard()
 	s.giveRoom()
@@ -524,13 +546,16 @@ func (s *stream) lost(e balancer.Event, err error) {
 		}
 	case !s.answered:
 		s.failed(e, err)
-	case s.watch && s.code == http.StatusOK:
+	case s.resumable():
 		s.endWatch()
 	default:
 		s.cc.undo(s.id, codeInternal)
 		s.finish()
 	}
 }
+
+// resumable reports whether the answer is a watch, which may end at any point.
+func (s *stream) resumable() bool { return s.watch && s.code == http.StatusOK }
 
 // endWatch ends a watch cleanly.
 func (s *stream) endWatch() {
@@ -574,7 +599,7 @@ func (s *stream) refuse(r *balancer.Refusal) {
 		fields = append(fields, hpack.HeaderField{Name: "retry-after", Value: strconv.Itoa(r.RetryAfter)})
 	}
 	s.head, s.tried = nil, nil
-	s.up.buf.drop()
+	s.dropBody()
 	s.down.end = true
 	if s.method == "HEAD" {
 		s.sendHead(fields, true)

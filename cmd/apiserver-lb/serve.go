@@ -296,11 +296,15 @@ func (p *process) tellPanic() {
 func (p *process) run(ctx context.Context, clients, operators net.Listener, signals *signals) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	// The relay looks after its connections until the last of them has been drained,
+	// even where it is a failure elsewhere that ends the process.
+	relaying, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRelay()
+	go p.relay.Run(relaying)
 	g, ctx := errgroup.WithContext(ctx)
 
 	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.watchExpiries(ctx) })
-	g.Go(func() error { return p.relay.Run(ctx) })
 	for _, c := range p.checkers {
 		g.Go(func() error { return c.Run(ctx) })
 	}
