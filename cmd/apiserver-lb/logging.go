@@ -20,7 +20,11 @@ func newLog(w io.Writer, c configs.Log) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level, ReplaceAttr: readableDuration}
 	text := c.Format == configs.LogText
 	if c.Format == configs.LogAuto {
-		f, ok := w.(*os.File)
+		out := w
+		if q, ok := w.(*logQueue); ok {
+			out = q.w
+		}
+		f, ok := out.(*os.File)
 		text = ok && term.IsTerminal(int(f.Fd()))
 	}
 	if text {

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"sync"
+)
+
+// logQueue writes log lines in a goroutine of its own, so that a disk that is full,
+// or a pipe that nobody reads, holds up no request. What finds the queue full is
+// dropped, and the number of lines dropped is told once there is room again.
+type logQueue struct {
+	w     io.Writer
+	lines chan []byte
+	done  chan struct{} // closed when all has been written
+
+	mu      sync.Mutex
+	closed  bool
+	dropped int // lines since the last one that was taken
+}
+
+// queuedLines is how many lines may wait: a second of the most that is logged.
+const queuedLines = 4096
+
+// newLogQueue starts writing to w; Close ends it.
+func newLogQueue(w io.Writer) *logQueue {
+	q := &logQueue{w: w, lines: make(chan []byte, queuedLines), done: make(chan struct{})}
+	go q.run()
+	return q
+}
+
+func (q *logQueue) run() {
+	defer close(q.done)
+	for line := range q.lines {
+		_, _ = q.w.Write(line) // there is nobody to tell
+	}
+}
+
+// Write takes one line. It never waits.
+func (q *logQueue) Write(p []byte) (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return q.w.Write(p)
+	}
+	if q.dropped > 0 {
+		select {
+		case q.lines <- fmt.Appendf(nil, "{\"level\":\"ERROR\",\"msg\":\"log lines dropped: the log is not written fast enough\",\"lines\":%d}\n", q.dropped):
+			q.dropped = 0
+		default:
+		}
+	}
+	select {
+	case q.lines <- append([]byte(nil), p...):
+	default:
+		q.dropped++
+	}
+	return len(p), nil
+}
+
+// Close waits until all that was taken has been written. Later lines go straight to
+// the writer.
+func (q *logQueue) Close() error {
+	q.mu.Lock()
+	closed := q.closed
+	q.closed = true
+	if !closed {
+		close(q.lines)
+	}
+	q.mu.Unlock()
+	<-q.done
+	return nil
+}
