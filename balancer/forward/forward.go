@@ -304,7 +304,7 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 	if x.decision.HoldsAnswer(x.in.Method, res.StatusCode, res.Header.Get("Content-Type"), res.ContentLength) {
 		if err := ahead.hold(res.ContentLength); err != nil {
 			cancel()
-			ahead.Close()
+			_ = ahead.Close() // the attempt has failed in any case
 			return nil, err
 		}
 	}

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"apiserver-lb/balancer"
 )
 
@@ -68,16 +66,11 @@ func NewServer(f *Forwarder, o ServerOptions) *Server {
 		ErrorLog:                     slog.NewLogLogger(f.Log.Handler(), slog.LevelDebug),
 		ConnContext:                  s.connContext,
 		ConnState:                    s.connState,
-		HTTP2: &http.HTTP2Config{
+		HTTP2: &http.HTTP2Config{ // for clients of backends that speak HTTP/1.1 only
 			MaxConcurrentStreams: o.MaxStreams,
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
 		},
-	}
-	// For HTTP/2 clients of backends that speak HTTP/1.1 only. It cannot fail: the
-	// suites of our TLS configuration are those of HTTP/2.
-	if err := http2.ConfigureServer(s.http, nil); err != nil {
-		panic(err)
 	}
 	return s
 }
@@ -97,7 +90,7 @@ func (s *Server) Serve(l net.Listener) error {
 	if errors.Is(err, net.ErrClosed) && s.isClosed() {
 		err = nil
 	} else {
-		s.accepted.Close()
+		_ = s.accepted.Close()
 	}
 	if herr := <-served; err == nil && !errors.Is(herr, http.ErrServerClosed) {
 		err = herr
@@ -153,7 +146,7 @@ func (s *Server) shakeHands(c net.Conn) {
 	s.clients[t] = client
 	s.mu.Unlock()
 	s.f.Metrics.ClientConnections(1)
-	if t.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS && s.HTTP2.Suits() {
+	if t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits() {
 		go s.serveHTTP2(t, client)
 		return
 	}
@@ -305,6 +298,7 @@ func (h *handover) Accept() (net.Conn, error) {
 	}
 }
 
+// Close makes Accept return; it never fails.
 func (h *handover) Close() error {
 	h.once.Do(func() { close(h.closed) })
 	return nil

@@ -107,7 +107,7 @@ func (c *conn) read(begin string) error {
 				n, err = c.tls.Read(buf[len(buf):cap(buf)])
 				buf = buf[:len(buf)+n]
 			}
-			drained = err == errWouldBlock
+			drained = errors.Is(err, errWouldBlock)
 			p := buf
 			if begin != "" {
 				if p, begin = expect(p, begin); p == nil {
@@ -165,7 +165,7 @@ func expect(p []byte, begin string) (rest []byte, missing string) {
 // arrived handles all whole frames of p under the shard's lock, sends what follows
 // from them, and returns what is left of p. readErr is how reading ended.
 func (c *conn) arrived(p []byte, readErr error) (rest []byte, err error) {
-	if readErr == errWouldBlock {
+	if errors.Is(readErr, errWouldBlock) {
 		readErr = nil
 	}
 	sh := c.sh
@@ -185,9 +185,12 @@ func (c *conn) arrived(p []byte, readErr error) (rest []byte, err error) {
 		p = nil // nobody listens any more
 	}
 	c.noteRest(p)
-	if ce, ok := err.(*connError); ok {
-		c.sayGoAway(ce)
-		err = nil // it is read until the peer has had time to see why
+	if err != nil {
+		var ce *connError
+		if errors.As(err, &ce) {
+			c.sayGoAway(ce)
+			err = nil // it is read until the peer has had time to see why
+		}
 	}
 	if c.sock.pending() {
 		c.markDirty() // TLS itself has something to say

@@ -207,7 +207,7 @@ func TestOutgoing(t *testing.T) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 	for _, f := range out {
-		sensitive := slices.Contains([]string{"authorization", "impersonate-user", "cookie", "audit-id"}, f.Name)
+		sensitive := slices.Contains([]string{"authorization", "impersonate-user", "cookie", "audit-id", "x-forwarded-for"}, f.Name)
 		if f.Sensitive != sensitive {
 			t.Errorf("%s: never indexed %v, want %v", f.Name, f.Sensitive, sensitive)
 		}

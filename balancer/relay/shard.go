@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"time"
@@ -135,7 +136,7 @@ func (sh *shard) collect() bool {
 	sh.mu.Lock()
 	for i := range sh.jobs {
 		j := &sh.jobs[i]
-		if j.err == errUnfinished {
+		if errors.Is(j.err, errUnfinished) {
 			go sh.finish(j.c, j.cut)
 			continue
 		}
@@ -198,7 +199,7 @@ func (sh *shard) finish(c *conn, cut bool) {
 // for as long as tick lets it.
 func (c *conn) closeWrite() {
 	_ = c.tls.CloseWrite()
-	if c.sock.flush() == errUnfinished {
+	if errors.Is(c.sock.flush(), errUnfinished) {
 		_ = c.sock.finish()
 	}
 	_ = c.sock.CloseWrite()

@@ -61,7 +61,7 @@ func (s *Sock) take() {
 	s.readFD = func(fd uintptr) bool {
 		s.in = s.lend()
 		n, err := ignoringEINTR(syscall.Read, fd, s.in[:cap(s.in)])
-		if err == syscall.EAGAIN {
+		if errors.Is(err, syscall.EAGAIN) {
 			s.release()
 			return false // wait, without a buffer
 		}
@@ -82,7 +82,7 @@ func (s *Sock) take() {
 func (s *Sock) writeSome(fd uintptr) {
 	for len(s.out) > 0 {
 		n, err := ignoringEINTR(syscall.Write, fd, s.out)
-		if err == syscall.EAGAIN {
+		if errors.Is(err, syscall.EAGAIN) {
 			return
 		}
 		if err != nil {
@@ -96,7 +96,7 @@ func (s *Sock) writeSome(fd uintptr) {
 func ignoringEINTR(f func(int, []byte) (int, error), fd uintptr, p []byte) (int, error) {
 	for {
 		n, err := f(int(fd), p)
-		if err != syscall.EINTR {
+		if !errors.Is(err, syscall.EINTR) {
 			return n, err
 		}
 	}

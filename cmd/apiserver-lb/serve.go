@@ -315,7 +315,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	// even where it is a failure elsewhere that ends the process.
 	relaying, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRelay()
-	go p.relay.Run(relaying)
+	go func() { _ = p.relay.Run(relaying) }() // it ends without an error
 	g, ctx := errgroup.WithContext(ctx)
 
 	g.Go(func() error { return p.store.Run(ctx) })

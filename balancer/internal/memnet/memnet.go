@@ -69,6 +69,8 @@ func (n *Network) Swallow(address string, on bool) {
 	n.holes[address] = on
 }
 
+// Dial connects from the address of a balancer; it has the signature of net.Dialer's
+// DialContext.
 func (n *Network) Dial(ctx context.Context, _, address string) (net.Conn, error) {
 	return n.DialFrom(ctx, netip.MustParseAddr("10.0.0.100"), address)
 }
@@ -376,7 +378,7 @@ func (c *Conn) RemoteAddr() net.Addr { return c.remote }
 
 // SetDeadline sets both deadlines.
 func (c *Conn) SetDeadline(t time.Time) error {
-	c.SetReadDeadline(t)
+	_ = c.SetReadDeadline(t) // in memory it cannot fail
 	return c.SetWriteDeadline(t)
 }
 
