@@ -399,7 +399,7 @@ const maxFields = 2000
 // A list of over inflatedBytes that is inflated times as long as it came repeats one
 // field over and over: a byte each here, and all of it to a backend.
 const (
-	inflatedBytes = 64 << 10
+	inflatedBytes = 256 << 10
 	inflated      = 8
 )
 
