@@ -77,6 +77,18 @@ func TestNoBody(t *testing.T) {
 		c.wantNothing()
 		b.data(id, true, "")
 		c.wantHeaders(id, true, ":status: 200", "content-length: 1000")
+		for _, path := range []string{"/", logPath} {
+			id = c.ask(true, "GET", path)
+			b.wantRequest(true, "GET", path)
+			b.headers(id, false, ":status: 304", "content-length: 1000")
+			b.data(id, true, "")
+			if e := c.wantStatus(id, path == "/", 304); e.get("content-length") != "1000" {
+				w.Errorf("answer = %s", e.text)
+			}
+			if path != "/" {
+				c.wantData(id, true, "")
+			}
+		}
 		c.wantNothing()
 	})
 }
