@@ -69,7 +69,7 @@ const (
 // Serve carries the requests of a client connection whose TLS handshake is over and
 // has agreed on h2. It returns when the connection has ended; the caller closes it.
 //
-// Its frame is small, as are those of read and wait: a goroutine that is parked
+// Its frame is small, as are those of read and readAll: a goroutine that is parked
 // beneath them keeps the smallest stack that the runtime shrinks to.
 func (r *Relay) Serve(t *tls.Conn, client *balancer.Client) {
 	defer failStop()
@@ -89,6 +89,7 @@ func (r *Relay) admit(t *tls.Conn, client *balancer.Client) *clientConn {
 	sh := r.shards[r.turn.Add(1)%uint64(len(r.shards))]
 	cc := &clientConn{client: client, chain: t.ConnectionState().PeerCertificates, streams: map[uint32]*stream{}}
 	cc.init(sh, cc, t, sock, r.MaxHeaderBytes+headerSlack)
+	sock.lazy = true // not so at backends: what they leave unfinished must go elsewhere at once
 	cc.receivable, cc.creditAt = clientConnWindow, clientConnWindow/2
 	sh.lock()
 	cc.idleAt, cc.since = sh.now, sh.now

@@ -50,7 +50,8 @@ type conn struct {
 	tls  *tls.Conn
 
 	// Owned by the reader.
-	rest []byte // the beginning of a frame whose end has not come yet
+	awaited string // what must come before the first frame
+	rest    []byte // the beginning of a frame whose end has not come yet
 
 	lastRead atomic.Int64 // nanoseconds since the epoch; noted before the lock is waited for
 
@@ -95,40 +96,44 @@ func (c *conn) init(sh *shard, l leg, t *tls.Conn, s *Sock, listLimit int) {
 	s.take()
 }
 
-// read reads frames until the connection ends, and returns why. begin is what must
+// read reads frames until the connection ends, and returns why. awaited is what must
 // come before the first of them, the preface or nothing.
-func (c *conn) read(begin string) error {
-	for {
-		for drained := false; !drained; {
-			buf := append(buffers.get(c.expected()), c.rest...)
-			var err error
-			for err == nil && len(buf) < cap(buf) {
-				var n int
-				n, err = c.tls.Read(buf[len(buf):cap(buf)])
-				buf = buf[:len(buf)+n]
+func (c *conn) read(awaited string) error {
+	c.awaited = awaited
+	if err := c.take(); err != nil { // what came with the end of the handshake
+		return err
+	}
+	return c.sock.readAll(c.take)
+}
+
+// take handles all that TLS can make of what has come.
+func (c *conn) take() error {
+	for drained := false; !drained; {
+		buf := append(buffers.get(c.expected()), c.rest...)
+		var err error
+		for err == nil && len(buf) < cap(buf) {
+			var n int
+			n, err = c.tls.Read(buf[len(buf):cap(buf)])
+			buf = buf[:len(buf)+n]
+		}
+		drained = errors.Is(err, errWouldBlock)
+		p := buf
+		if c.awaited != "" {
+			if p, c.awaited = expect(p, c.awaited); p == nil {
+				return errPreface
 			}
-			drained = errors.Is(err, errWouldBlock)
-			p := buf
-			if begin != "" {
-				if p, begin = expect(p, begin); p == nil {
-					return errPreface
-				}
-			}
-			if begin == "" {
-				if p, err = c.arrived(p, err); err != nil {
-					return err
-				}
-			} else if !drained {
+		}
+		if c.awaited == "" {
+			if p, err = c.arrived(p, err); err != nil {
 				return err
 			}
-			c.keepRest(p)
-			buffers.put(buf)
-		}
-		// Parked here, a connection holds no buffer.
-		if err := c.sock.wait(); err != nil {
+		} else if !drained {
 			return err
 		}
+		c.keepRest(p)
+		buffers.put(buf)
 	}
+	return nil
 }
 
 // expected returns how large a buffer for what is to be read should be: as large as

@@ -26,7 +26,7 @@ type shard struct {
 	clients  map[*clientConn]struct{}
 	pools    map[poolKey]*pool
 	dirty    []*conn // with frames to be sent, nobody of them busy
-	doomed   []*Sock // to be closed once the lock is free
+	doomed   []*Sock // to be aborted once the lock is free
 	flushing bool    // somebody sees to dirty
 	closed   bool
 	draining bool
@@ -91,7 +91,7 @@ func (sh *shard) unlockAndFlush() {
 	}
 	sh.mu.Unlock()
 	for _, s := range doomed {
-		s.Close()
+		s.abort()
 	}
 	if !flush {
 		return
@@ -166,7 +166,7 @@ func (sh *shard) collect() bool {
 	sh.flushing = more
 	sh.mu.Unlock()
 	for _, s := range doomed {
-		s.Close()
+		s.abort()
 	}
 	return more
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // Sock is a TCP connection beneath TLS. As it comes it is a plain net.Conn. Once
-// the relay has taken it over, wait fetches what has come, Read gives that to TLS
+// the relay has taken it over, readAll fetches what comes, Read gives that to TLS
 // and never waits, and what TLS writes is collected, so that many records become one
 // system call.
 //
@@ -27,7 +27,14 @@ type Sock struct {
 	in     []byte // a buffer that is lent, or nil
 	unread []byte // the part of it that TLS has not got yet
 	inErr  error
-	readFD func(fd uintptr) bool
+	handle func() error
+	readFD func(fd uintptr) bool // readFrom
+
+	// lazy: a read that finds less than it has room for has found all, so the next
+	// one waits for the poller. It saves a system call for each piece that comes. An
+	// end of the connection that came with the last piece, without a word of TLS
+	// before it, is then noticed by the next write, or by a PING.
+	lazy bool // set before readAll
 
 	mu     sync.Mutex
 	cipher []byte // guarded by mu: records to be written
@@ -58,17 +65,7 @@ func (*Relay) Wrap(c net.Conn) net.Conn { return NewSock(c) }
 // take begins the relay's use of the connection, after the handshake.
 func (s *Sock) take() {
 	s.taken = true
-	s.readFD = func(fd uintptr) bool {
-		s.in = s.lend()
-		n, err := ignoringEINTR(syscall.Read, fd, s.in[:cap(s.in)])
-		if errors.Is(err, syscall.EAGAIN) {
-			s.release()
-			return false // wait, without a buffer
-		}
-		s.unread, s.inErr = s.in[:max(n, 0)], err
-		s.bulk = n >= smallBuffer
-		return true
-	}
+	s.readFD = s.readFrom
 	s.writeFD = func(fd uintptr) bool {
 		s.writeSome(fd)
 		return true
@@ -112,10 +109,17 @@ func (wouldBlock) Temporary() bool { return true }
 
 var errWouldBlock net.Error = wouldBlock{}
 
-// wait waits until something has come, and reads it. TLS must have asked in vain
-// before.
-func (s *Sock) wait() error {
-	if s.raw == nil {
+// readAll waits for what comes, reads it and calls handle, which has TLS ask for it,
+// until that or reading fails. The Sock must not be closed by handle: see abort.
+func (s *Sock) readAll(handle func() error) error {
+	s.handle = handle
+	if s.raw != nil {
+		if err := s.raw.Read(s.readFD); err != nil {
+			return err
+		}
+		return s.inErr
+	}
+	for {
 		s.in = s.lend()
 		n, err := s.Conn.Read(s.in[:cap(s.in)])
 		s.bulk = n >= smallBuffer
@@ -123,19 +127,49 @@ func (s *Sock) wait() error {
 			s.release()
 			return err
 		}
-		return nil
+		if err := handle(); err != nil {
+			return err
+		}
 	}
-	err := s.raw.Read(s.readFD)
-	if err == nil {
-		err = s.inErr
+}
+
+// readFrom reads all there is. It returns false to wait for more: the poller tells of
+// what comes from the moment on at which it is first called, so that nothing gets
+// lost while handle works.
+func (s *Sock) readFrom(fd uintptr) bool {
+	for {
+		s.in = s.lend()
+		n, err := ignoringEINTR(syscall.Read, fd, s.in[:cap(s.in)])
+		if errors.Is(err, syscall.EAGAIN) {
+			s.release()
+			return false // parked without a buffer
+		}
+		if n <= 0 {
+			s.release()
+			if s.inErr = err; err == nil {
+				s.inErr = io.EOF
+			}
+			return true
+		}
+		s.unread, s.bulk = s.in[:n], n >= smallBuffer
+		whole := n < cap(s.in)
+		if s.inErr = s.handle(); s.inErr != nil {
+			return true
+		}
+		if whole && s.lazy {
+			return false
+		}
 	}
-	if err == nil && len(s.unread) == 0 {
-		err = io.EOF
+}
+
+// abort ends both directions, so that the reader finds out and closes the Sock. Unlike
+// Close it may be called by handle: Close waits until readAll has returned.
+func (s *Sock) abort() {
+	if s.raw == nil {
+		s.Conn.Close()
+		return
 	}
-	if err != nil {
-		s.release()
-	}
-	return err
+	_ = s.raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_RDWR) }) // it may be closed already
 }
 
 // lend returns a buffer to read into, as large as is likely to be filled.
@@ -154,7 +188,7 @@ func (s *Sock) release() {
 	}
 }
 
-// Read gives TLS what wait has fetched, or errWouldBlock.
+// Read gives TLS what readAll has fetched, or errWouldBlock.
 func (s *Sock) Read(p []byte) (int, error) {
 	if !s.taken {
 		return s.Conn.Read(p)
