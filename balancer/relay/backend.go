@@ -20,10 +20,10 @@ const (
 	// A stream that flows gets up to maxStreamWindow. All streams of one client
 	// connection together get maxExtraWindow beyond the usual, and those of all
 	// clients extraWindows.
-	backendWindow   = 8 << 10
+	backendWindow   = 6 << 10
 	maxStreamWindow = 512 << 10
 	maxExtraWindow  = 512 << 10
-	extraWindows    = 4 << 20
+	extraWindows    = 2 << 20
 	// backendConnWindow is that of a connection, which many clients share: what
 	// limits them is the windows of their streams.
 	backendConnWindow = 1 << 30

@@ -208,7 +208,7 @@ func (p *peer) greet(settings ...http2.Setting) *peer {
 func (a *kubeAPIServer) accepted(settings ...http2.Setting) *peer {
 	a.w.Helper()
 	p := a.ungreeted()
-	p.want("SETTINGS ENABLE_PUSH=0 INITIAL_WINDOW_SIZE=8192 MAX_HEADER_LIST_SIZE=1048576")
+	p.want("SETTINGS ENABLE_PUSH=0 INITIAL_WINDOW_SIZE=6144 MAX_HEADER_LIST_SIZE=1048576")
 	p.wantWindowUpdate(0, 1<<30-65535)
 	p.settings(settings...)
 	p.settingsAck()

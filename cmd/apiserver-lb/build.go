@@ -88,7 +88,7 @@ func newBackends(c *configs.Config) *backend.Set {
 // answersHeld bounds, in bytes, the answers that are held until they are whole, all
 // together. Most are a few KB: this is enough for thousands at once, and what finds
 // no room is streamed.
-const answersHeld = 8 << 20
+const answersHeld = 4 << 20
 
 // newCore makes what decides.
 func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balancer.Core {
