@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"net/netip"
 	"strings"
 	"sync"
 	"testing/synctest"
@@ -171,11 +170,9 @@ func dataText(id uint32, end bool, data []byte) string {
 }
 
 // client opens an HTTP/2 connection to the relay.
-func (w *world) client(cert *testpki.Issued) *peer { return w.clientFrom(clientIP, cert) }
-
-func (w *world) clientFrom(ip string, cert *testpki.Issued) *peer {
+func (w *world) client(cert *testpki.Issued) *peer {
 	w.Helper()
-	c, err := w.net.DialFrom(context.Background(), netip.MustParseAddr(ip), frontAddress)
+	c, err := w.dial(context.Background())
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -204,7 +201,7 @@ func (p *peer) greet(settings ...http2.Setting) *peer {
 	return p
 }
 
-// accept returns the next connection to the backend after greetings.
+// accepted returns the next connection to the backend after greetings.
 func (a *kubeAPIServer) accepted(settings ...http2.Setting) *peer {
 	a.w.Helper()
 	p := a.ungreeted()

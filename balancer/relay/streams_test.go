@@ -27,9 +27,9 @@ func (w *world) two(path string) (c, b *peer) {
 }
 
 // finish answers a request and checks that the client gets it.
-func (b *peer) finish(bid uint32, c *peer, id uint32) {
-	b.w.Helper()
-	b.headers(bid, true, ":status: 200")
+func (p *peer) finish(bid uint32, c *peer, id uint32) {
+	p.w.Helper()
+	p.headers(bid, true, ":status: 200")
 	c.wantHeaders(id, true, ":status: 200")
 }
 

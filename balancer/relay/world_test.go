@@ -222,7 +222,7 @@ func (w *world) end() {
 	w.relay.Close()
 	w.stop()
 	for _, a := range w.apis {
-		a.stop()
+		a.kill()
 	}
 	w.served.Wait()
 	w.eventually("closed", func() string {
@@ -391,7 +391,7 @@ func newKubeAPIServer(w *world, i int) *kubeAPIServer {
 	return a
 }
 
-// start serves, until kill or stop.
+// start serves, until kill.
 func (a *kubeAPIServer) start() {
 	if a.b.Address != "" && a.w.loopback { // again
 		l, err := net.Listen("tcp", a.b.Address)
@@ -456,8 +456,6 @@ func (a *kubeAPIServer) kill() {
 		a.srv.Close()
 	}
 }
-
-func (a *kubeAPIServer) stop() { a.kill() }
 
 // safeBuffer is a bytes.Buffer for several goroutines.
 type safeBuffer struct {
