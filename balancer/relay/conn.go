@@ -627,7 +627,13 @@ func (c *conn) appendBlock(id uint32, end bool) []byte {
 	return appendHeaders(c.begin(len(block)+frames*frameHeaderLen), id, block, end, c.frameSize)
 }
 
-func (c *conn) encode(f hpack.HeaderField) { _ = c.enc.WriteField(f) } // to memory
+func (c *conn) encode(f hpack.HeaderField) {
+	if f.Sensitive {
+		c.sh.encoded.b = appendLiteral(c.sh.encoded.b, f.Name, f.Value)
+		return
+	}
+	_ = c.enc.WriteField(f) // to memory
+}
 
 // sayGoAway ends the connection for a reason.
 func (c *conn) sayGoAway(e *connError) {
