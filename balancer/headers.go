@@ -77,6 +77,7 @@ func (h *IdentityHeaders) suspects() {
 	for name := range forwarding {
 		mark(name)
 	}
+	mark("audit-id")
 	mark("authorization")
 	mark("sec-websocket-protocol")
 }
@@ -207,6 +208,7 @@ type Edits struct {
 	dropToken     bool // the certificate won, the token must not arrive beside it
 	dropProtocols bool // likewise, for a token among the WebSocket subprotocols
 	dropForward   bool
+	dropAudit     bool // an empty Audit-Id, where ours takes its place
 
 	Add []Field // to be added once all that Drop names is gone
 }
@@ -221,6 +223,9 @@ func (e *Edits) Drop(name string) bool {
 		return true
 	}
 	if e.dropToken && strings.EqualFold(name, "authorization") || e.dropProtocols && strings.EqualFold(name, "sec-websocket-protocol") {
+		return true
+	}
+	if e.dropAudit && strings.EqualFold(name, "audit-id") {
 		return true
 	}
 	return forwarding[strings.ToLower(name)] && (e.dropForward || strings.EqualFold(name, "x-forwarded-for"))
@@ -243,6 +248,7 @@ func (h *IdentityHeaders) edits(cred Credential, id *tlsconf.Identity, peer stri
 	}
 	if auditID != "" {
 		e.Add = append(e.Add, Field{"Audit-Id", auditID})
+		e.dropAudit = true
 	}
 	return e
 }

@@ -348,6 +348,19 @@ func TestEditsAdd(t *testing.T) {
 	}
 }
 
+// Of two Audit-Ids kube-apiserver reads the first: where ours is set, what the client
+// sent (an empty one) must not stand before it.
+func TestAuditIDStandsAlone(t *testing.T) {
+	for _, id := range []string{"", "a-1"} {
+		e := usualHeaders.edits(Token, nil, "", false, nil, id)
+		for _, name := range []string{"audit-id", "Audit-Id", "AUDIT-ID"} {
+			if got := e.Drop(name); got != (id != "") {
+				t.Errorf("ours is %q: Drop(%q) = %v", id, name, got)
+			}
+		}
+	}
+}
+
 // Should the front-proxy certificate not be accepted, a token that is left beside
 // the asserted identity would make the request somebody else's.
 func TestTokenIsWithheldFromAssertedSubprotocols(t *testing.T) {
