@@ -101,7 +101,7 @@ func BenchmarkHead(b *testing.B) {
 			b.Fatal(problem)
 		}
 		out.reset()
-		for _, f := range h.outgoing(&d.Edits) {
+		for _, f := range h.outgoing(&d.Edits, nil) {
 			encOut.WriteField(f)
 		}
 	}
@@ -144,7 +144,7 @@ func TestAllocations(t *testing.T) {
 		do   func()
 	}{
 		{"parseRequest", 0, func() { parseRequest(list) }},
-		{"outgoing", 3, func() { h.outgoing(&d.Edits) }}, // the list, and names in lower case
+		{"outgoing", 3, func() { h.outgoing(&d.Edits, nil) }}, // the list, and names in lower case
 		{"a frame", 0, func() { f, _, _ := parseFrame(ping); out = appendPing(out[:0], flagAck, f.payload) }},
 		{"HEADERS", 0, func() { out = appendHeaders(out[:0], 1, ping, true, maxFrameSize) }},
 		{"DATA", 0, func() { out = appendData(out[:0], 1, ping, true) }},

@@ -252,7 +252,7 @@ func FuzzParseRequest(f *testing.F) {
 			return
 		}
 		users := 0
-		for _, fd := range h.outgoing(&decide(t, &h).Edits) {
+		for _, fd := range h.outgoing(&decide(t, &h).Edits, nil) {
 			if identity.Forged(fd.Name) {
 				t.Errorf("%s goes to the backend", fd.Name)
 			}

@@ -207,10 +207,9 @@ func (h *requestHead) decisive() balancer.Head {
 	return d
 }
 
-// outgoing returns the header list for a backend: what the client sent as the edits
+// outgoing appends to out the header list for a backend: what the client sent as the edits
 // leave it. The authority stays as it came, empty where the client named none.
-func (h *requestHead) outgoing(e *balancer.Edits) []hpack.HeaderField {
-	out := make([]hpack.HeaderField, 0, 4+len(h.fields)+len(e.Add))
+func (h *requestHead) outgoing(e *balancer.Edits, out []hpack.HeaderField) []hpack.HeaderField {
 	out = append(out,
 		hpack.HeaderField{Name: ":method", Value: h.method},
 		hpack.HeaderField{Name: ":scheme", Value: "https"},
@@ -230,9 +229,25 @@ func (h *requestHead) outgoing(e *balancer.Edits) []hpack.HeaderField {
 	}
 	for _, f := range e.Add {
 		// Who somebody is must not enter the table that all clients share.
-		out = append(out, hpack.HeaderField{Name: strings.ToLower(f.Name), Value: f.Value, Sensitive: true})
+		out = append(out, hpack.HeaderField{Name: lowerName(f.Name), Value: f.Value, Sensitive: true})
 	}
 	return out
+}
+
+// lowerName returns the name in lower case, as HTTP/2 has names, without making a new
+// string of those that nearly every request bears.
+func lowerName(name string) string {
+	switch name {
+	case "X-Forwarded-For":
+		return "x-forwarded-for"
+	case "Audit-Id":
+		return "audit-id"
+	case "X-Remote-User":
+		return "x-remote-user"
+	case "X-Remote-Group":
+		return "x-remote-group"
+	}
+	return strings.ToLower(name)
 }
 
 // unindexed reports whether a field must not enter the compression table of a

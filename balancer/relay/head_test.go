@@ -199,7 +199,7 @@ func TestOutgoing(t *testing.T) {
 	if problem != "" {
 		t.Fatal(problem)
 	}
-	out := h.outgoing(&decide(t, &h).Edits)
+	out := h.outgoing(&decide(t, &h).Edits, nil)
 	want := []string{":method: GET", ":scheme: https", ":authority: h", ":path: /x?y", "te: trailers",
 		"authorization: Bearer x", "impersonate-user: u", "cookie: c", "x-plain: p", "x-plain: q",
 		"x-forwarded-for: 198.51.100.7", "audit-id: id"}

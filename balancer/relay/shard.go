@@ -38,7 +38,8 @@ type shard struct {
 	listLimit  int
 	blockBytes int // of the list in fields, as it came
 	encoded    blockBuffer
-	jobs       []job // owned by the flusher
+	lists      [][]hpack.HeaderField // to be borrowed, empty
+	jobs       []job                 // owned by the flusher
 }
 
 type poolKey struct {
@@ -59,6 +60,31 @@ func (w *blockBuffer) reset() {
 		w.b = nil
 	}
 	w.b = w.b[:0]
+}
+
+// borrow returns an empty header list, to be given back when nobody refers to it.
+func (sh *shard) borrow() []hpack.HeaderField {
+	if n := len(sh.lists); n > 0 {
+		list := sh.lists[n-1]
+		sh.lists = sh.lists[:n-1]
+		return list
+	}
+	return make([]hpack.HeaderField, 0, listRoom)
+}
+
+// A list of listRoom fields is enough for most requests and answers; of those, as many
+// are kept as a burst of requests may want.
+const (
+	listRoom = 24
+	maxLists = 256
+)
+
+func (sh *shard) giveBack(list []hpack.HeaderField) {
+	if cap(list) < listRoom || cap(list) > 8*listRoom || len(sh.lists) == maxLists {
+		return
+	}
+	clear(list) // the strings are others' memory
+	sh.lists = append(sh.lists, list[:0])
 }
 
 // job is what one connection has to write.

@@ -122,7 +122,7 @@ func (s *stream) begin(h *requestHead) {
 		return
 	}
 	core.RetryBudget(s.credential).Deposit()
-	s.head = h.outgoing(&s.decision.Edits)
+	s.head = h.outgoing(&s.decision.Edits, sh.borrow())
 	s.decision.Edits = balancer.Edits{}
 	s.attempt()
 }
@@ -195,6 +195,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 
 // dropAnswer forgets an answer that was held.
 func (s *stream) dropAnswer() {
+	s.cc.sh.giveBack(s.pending)
 	s.pending, s.hold = nil, holdNot
 	s.down.buf.discard()
 	s.down.end, s.down.trailers, s.down.owed = false, nil, 0
@@ -287,7 +288,7 @@ func (s *stream) answerCame(h *answerHead, end bool) {
 		return
 	}
 	s.maybe.length, s.maybe.contentType = h.length, h.contentType
-	s.pending = append([]hpack.HeaderField(nil), h.fields...)
+	s.pending = append(s.cc.sh.borrow(), h.fields...)
 	if end {
 		s.judgeHeld()
 	}
@@ -297,8 +298,15 @@ func (s *stream) answerCame(h *answerHead, end bool) {
 // request needs to be held any more.
 func (s *stream) conclude() {
 	s.cc.sh.r.Core.Concluded(s.decision, s.code, s.cc.sh.now)
-	s.head, s.tried, s.decision, s.path = nil, nil, nil, ""
+	s.forgetHead()
+	s.decision, s.path = nil, ""
 	s.dropBody()
+}
+
+// forgetHead lets go of what would be needed to send the request again.
+func (s *stream) forgetHead() {
+	s.cc.sh.giveBack(s.head)
+	s.head, s.tried = nil, nil
 }
 
 // sendHead begins the answer at the client.
@@ -390,6 +398,7 @@ func (s *stream) release() {
 	s.pending, s.hold = nil, holdNot
 	s.conclude()
 	s.sendHead(fields, s.down.end && s.down.buf.unsent == 0 && len(s.down.trailers) == 0)
+	s.cc.sh.giveBack(fields)
 	if s.done {
 		return
 	}
@@ -499,6 +508,9 @@ func (s *stream) finish() {
 	}
 	// What of the body nobody took is credited all the same.
 	s.cc.credit(int(s.up.buf.sent + int64(s.up.buf.unsent) - s.credits))
+	s.forgetHead()
+	s.cc.sh.giveBack(s.pending)
+	s.pending = nil
 	s.dropBody()
 	s.up.buf.discard()
 	s.down.buf.discard()
@@ -598,7 +610,7 @@ func (s *stream) refuse(r *balancer.Refusal) {
 	if r.RetryAfter > 0 {
 		fields = append(fields, hpack.HeaderField{Name: "retry-after", Value: strconv.Itoa(r.RetryAfter)})
 	}
-	s.head, s.tried = nil, nil
+	s.forgetHead()
 	s.dropBody()
 	s.down.end = true
 	if s.method == "HEAD" {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -44,7 +43,6 @@ func newServe() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			tuneMemory()
 			queue := newLogQueue(cmd.ErrOrStderr())
 			defer queue.Close()
 			return serve(cmd.Context(), c, signals, newLog(queue, c.Log))
@@ -52,17 +50,6 @@ func newServe() *cobra.Command {
 	}
 	flags.register(cmd)
 	return cmd
-}
-
-// gcPercent is GOGC where the environment does not say: most of the memory is that of
-// thousands of connections that do nothing, and collecting twice as often costs less
-// than keeping as much again for garbage.
-const gcPercent = 50
-
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 }
 
 // signals are those that serve acts on. os/signal drops what a full channel cannot
@@ -320,6 +307,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 
 	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.watchExpiries(ctx) })
+	g.Go(func() error { return tuneGC(ctx) })
 	for _, c := range p.checkers {
 		g.Go(func() error { return c.Run(ctx) })
 	}
