@@ -255,15 +255,19 @@ func (s *Server) awaitClients(ctx context.Context) (cut int) {
 		s.idle.Broadcast()
 	})()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for len(s.clients) > 0 && ctx.Err() == nil {
 		s.idle.Wait()
 	}
+	var left []net.Conn
 	for c, client := range s.clients {
 		if client != nil {
 			cut++
 		}
-		c.(*tls.Conn).NetConn().Close()
+		left = append(left, c.(*tls.Conn).NetConn())
+	}
+	s.mu.Unlock()
+	for _, c := range left {
+		c.Close()
 	}
 	return cut
 }

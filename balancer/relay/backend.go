@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -525,6 +526,10 @@ func (p *pool) tick() {
 	now := p.sh.now
 	for _, bc := range append([]*backendConn(nil), p.conns...) {
 		bc.cooling = [2]int{0, bc.cooling[0]}
+		if p.surplus(bc) {
+			bc.retire()
+			continue
+		}
 		after := p.sh.r.PingAfter
 		if len(bc.streams) == 0 {
 			after = idlePingAfter
@@ -538,6 +543,18 @@ func (p *pool) tick() {
 		}
 	}
 	p.serveWaiting()
+}
+
+// surplusAfter is how long a connection that a burst has left may be idle.
+const surplusAfter = 10 * time.Second
+
+// surplus reports whether a connection has been idle for long beside another one that
+// has a place.
+func (p *pool) surplus(bc *backendConn) bool {
+	if len(bc.streams) > 0 || bc.cooling != [2]int{} || bc.silence(p.sh.now) < surplusAfter {
+		return false
+	}
+	return slices.ContainsFunc(p.conns, func(other *backendConn) bool { return other != bc && other.hasPlace() })
 }
 
 // idlePingAfter is how long a connection without a stream may be silent.

@@ -178,12 +178,12 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 	case id%2 == 0:
 		return &connError{codeProtocol, "a stream with an even id"}
 	case id <= cc.last && cc.wasUndone(id):
-		return nil // it crossed our reset
+		return cc.charge(costAnswered) // it crossed our reset
 	case id <= cc.last:
 		return &connError{codeStreamClosed, "HEADERS on a closed stream"}
 	case cc.leaving == finished:
-		cc.late = id
-		return nil // after the last GOAWAY; the client sends it elsewhere
+		cc.late = max(cc.late, id)
+		return cc.charge(costAnswered) // after the last GOAWAY; the client sends it elsewhere
 	}
 	cc.last = id
 	if len(cc.streams) >= cc.sh.r.Limits.Streams {

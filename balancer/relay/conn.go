@@ -235,9 +235,18 @@ func (c *conn) write(out []byte) {
 	c.out = out
 	if len(out) > maxBacklog && !c.overrun {
 		c.overrun = true
-		c.sh.doomed = append(c.sh.doomed, c.sock) // its reader finds out
+		c.doom()
 	}
 	c.markDirty()
+}
+
+// doom has the socket ended. Its reader finds out, and ends the connection; until then
+// no new stream may be put on it.
+func (c *conn) doom() {
+	c.sh.doomed = append(c.sh.doomed, c.sock)
+	if bc, ok := c.leg.(*backendConn); ok {
+		bc.gone = true
+	}
 }
 
 func (c *conn) markDirty() {
@@ -614,7 +623,10 @@ func (c *conn) pumpLane(id uint32, l *lane) (sent int, left bool) {
 // the table follows the order on the wire.
 func (c *conn) appendFields(id uint32, fields []hpack.HeaderField, end bool) []byte {
 	c.sh.encoded.reset()
-	for _, f := range fields {
+	// A change of the table's size must stand first in a block, and package hpack
+	// writes it: so the first field is its own.
+	_ = c.enc.WriteField(fields[0])
+	for _, f := range fields[1:] {
 		c.encode(f)
 	}
 	return c.appendBlock(id, end)

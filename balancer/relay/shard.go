@@ -202,7 +202,7 @@ func (sh *shard) written(c *conn, cut bool, err error) {
 	c.busy = false
 	switch {
 	case err != nil:
-		sh.doomed = append(sh.doomed, c.sock) // its reader finds out
+		c.doom()
 	case cut:
 		go c.closeWrite()
 	case c.out != nil || len(c.ready) > 0 || c.closing || c.sock.pending():

@@ -5,7 +5,9 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // Sock is a TCP connection beneath TLS. As it comes it is a plain net.Conn. Once
@@ -21,6 +23,9 @@ type Sock struct {
 	raw syscall.RawConn // nil: not a kernel socket
 
 	taken bool // by the relay; set before there is a second goroutine
+	// ended is set before the connection is shut down or closed: a reader that is at
+	// work, and would not see that in the poller, looks here before it goes on.
+	ended atomic.Bool
 
 	// Owned by the reader.
 	bulk   bool   // more came last time than a small buffer holds
@@ -156,6 +161,10 @@ func (s *Sock) readFrom(fd uintptr) bool {
 		if s.inErr = s.handle(); s.inErr != nil {
 			return true
 		}
+		if s.ended.Load() {
+			s.inErr = net.ErrClosed
+			return true
+		}
 		if whole && s.lazy {
 			return false
 		}
@@ -165,6 +174,7 @@ func (s *Sock) readFrom(fd uintptr) bool {
 // abort ends both directions, so that the reader finds out and closes the Sock. Unlike
 // Close it may be called by handle: Close waits until readAll has returned.
 func (s *Sock) abort() {
+	s.ended.Store(true)
 	if s.raw == nil {
 		s.Conn.Close()
 		return
@@ -280,6 +290,21 @@ func (s *Sock) finish() error {
 		s.written()
 	}
 	return s.outErr
+}
+
+// Close closes the connection, once readAll has returned.
+func (s *Sock) Close() error {
+	s.ended.Store(true)
+	return s.Conn.Close()
+}
+
+// SetWriteDeadline is for TLS, which sets one for its alerts. What it writes is
+// collected, and must not be kept from being sent by a deadline that has passed.
+func (s *Sock) SetWriteDeadline(t time.Time) error {
+	if s.taken {
+		return nil
+	}
+	return s.Conn.SetWriteDeadline(t)
 }
 
 // CloseWrite ends the sending direction.

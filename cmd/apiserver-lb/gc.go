@@ -15,8 +15,8 @@ import (
 const (
 	gcLeast   = 8 << 20 // bytes, however little is in use
 	gcPercent = 50      // of what is in use, beyond that
-	gcMost    = 200     // per cent of what is in use, for a load may come within gcEvery
-	gcEvery   = time.Second
+	gcMost    = 200     // however little is in use: a load may come within gcEvery
+	gcEvery   = 100 * time.Millisecond
 )
 
 // gcTarget returns the GOGC for the bytes in use. GOGC is a share of the heap in use

@@ -27,6 +27,9 @@ func newLog(w io.Writer, c configs.Log) *slog.Logger {
 		f, ok := out.(*os.File)
 		text = ok && term.IsTerminal(int(f.Fd()))
 	}
+	if q, ok := w.(*logQueue); ok {
+		q.text = text
+	}
 	if text {
 		return slog.New(slog.NewTextHandler(w, o))
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 )
 
 // logQueue writes log lines in a goroutine of its own, so that a disk that is full,
@@ -13,6 +14,7 @@ type logQueue struct {
 	w     io.Writer
 	lines chan []byte
 	done  chan struct{} // closed when all has been written
+	text  bool          // lines are text, not JSON; set before the first Write
 
 	mu      sync.Mutex
 	closed  bool
@@ -36,6 +38,14 @@ func (q *logQueue) run() {
 	}
 }
 
+// format is that of the line that tells of lines dropped.
+func (q *logQueue) format() string {
+	if q.text {
+		return "level=ERROR msg=\"log lines dropped: the log is not written fast enough\" lines=%d\n"
+	}
+	return "{\"level\":\"ERROR\",\"msg\":\"log lines dropped: the log is not written fast enough\",\"lines\":%d}\n"
+}
+
 // Write takes one line. It never waits.
 func (q *logQueue) Write(p []byte) (int, error) {
 	q.mu.Lock()
@@ -45,7 +55,7 @@ func (q *logQueue) Write(p []byte) (int, error) {
 	}
 	if q.dropped > 0 {
 		select {
-		case q.lines <- fmt.Appendf(nil, "{\"level\":\"ERROR\",\"msg\":\"log lines dropped: the log is not written fast enough\",\"lines\":%d}\n", q.dropped):
+		case q.lines <- fmt.Appendf(nil, q.format(), q.dropped):
 			q.dropped = 0
 		default:
 		}
@@ -58,8 +68,11 @@ func (q *logQueue) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close waits until all that was taken has been written. Later lines go straight to
-// the writer.
+// closePatience is how long the last lines may take to be written.
+const closePatience = time.Second
+
+// Close waits until all that was taken has been written, but not for ever. Later lines
+// go straight to the writer.
 func (q *logQueue) Close() error {
 	q.mu.Lock()
 	closed := q.closed
@@ -68,6 +81,9 @@ func (q *logQueue) Close() error {
 		close(q.lines)
 	}
 	q.mu.Unlock()
-	<-q.done
+	select {
+	case <-q.done:
+	case <-time.After(closePatience):
+	}
 	return nil
 }
