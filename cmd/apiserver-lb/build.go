@@ -109,12 +109,16 @@ func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balance
 	}
 }
 
+// frontProxyMargin is how long before its certificate expires the front proxy is given
+// up, so that no request is still on its way to a backend that would not accept it.
+const frontProxyMargin = 100 * time.Millisecond
+
 // frontProxy says whether the front-proxy certificate is good for anything at the time.
 func frontProxy(store *tlsconf.Store, now time.Time) balancer.FrontProxy {
 	switch {
 	case !store.FrontProxyConfigured():
 		return balancer.FrontProxyNone
-	case now.After(store.FrontProxyNotAfter()):
+	case now.Add(frontProxyMargin).After(store.FrontProxyNotAfter()):
 		return balancer.FrontProxyExpired
 	}
 	return balancer.FrontProxyValid
