@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -90,9 +91,14 @@ func newBackends(c *configs.Config) *backend.Set {
 // no room is streamed.
 const answersHeld = 4 << 20
 
+// poolAuditIDs has random numbers for audit IDs read in batches: they are no secrets, and
+// one read for each would show in what a request costs. It must come before the first
+// of them is made.
+var poolAuditIDs = sync.OnceFunc(uuid.EnableRandPool)
+
 // newCore makes what decides.
 func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balancer.Core {
-	uuid.EnableRandPool() // audit IDs are no secrets, and one read for each would show in what a request costs
+	poolAuditIDs()
 	return &balancer.Core{
 		Backends:   set,
 		Verifier:   store,
