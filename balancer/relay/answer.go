@@ -1,0 +1,198 @@
+package relay
+
+import (
+	"net/http"
+
+	"golang.org/x/net/http2/hpack"
+
+	"apiserver-lb/balancer"
+)
+
+// answerCame takes the final head of an answer.
+func (s *stream) answerCame(h *answerHead, end bool) {
+	s.code, s.left = h.code, h.length
+	if s.method == "HEAD" || h.code == http.StatusNotModified || end {
+		s.left = -1 // the length is that of an answer to GET, or of what the client has
+	}
+	s.maybe = answerHead{status: h.status, code: h.code}
+	s.down.end = end
+	// What exec and proxy reach is not kube-apiserver's own word, and would not be
+	// sent again anyway.
+	switch {
+	case !s.decision.DialRetryOnly() && balancer.MaybeShutdown(h.code, h.get):
+		s.hold = holdPeek
+	case !end && s.decision.HoldsAnswer(s.method, h.code, h.contentType, h.length):
+		s.hold = holdWhole
+	default:
+		s.conclude()
+		s.sendHead(h.fields, end && len(s.down.trailers) == 0)
+		return
+	}
+	s.maybe.length, s.maybe.contentType = h.length, h.contentType
+	s.pending = append(s.cc.sh.borrow(), h.fields...)
+	if end {
+		s.judgeHeld()
+	}
+}
+
+// conclude notes that the answer is the one that the client gets: nothing of the
+// request needs to be held any more.
+func (s *stream) conclude() {
+	s.cc.sh.r.Core.Concluded(s.decision, s.code, s.cc.sh.now)
+	s.forgetHead()
+	s.decision, s.path = nil, ""
+	s.dropBody()
+}
+
+// forgetHead lets go of what would be needed to send the request again.
+func (s *stream) forgetHead() {
+	s.cc.sh.giveBack(s.head)
+	s.head, s.tried = nil, nil
+}
+
+// sendHead begins the answer at the client.
+func (s *stream) sendHead(fields []hpack.HeaderField, end bool) {
+	cc := s.cc
+	s.answered = true
+	if cc.over || cc.closing {
+		return
+	}
+	cc.sh.encoded.reset()
+	cc.encode(hpack.HeaderField{Name: ":status", Value: s.maybe.status})
+	for _, f := range fields {
+		f.Sensitive = f.Sensitive || volatile(f.Name)
+		cc.encode(f)
+	}
+	cc.write(cc.appendBlock(s.id, end))
+	if end {
+		s.down.ended = true
+		s.afterDown()
+	}
+}
+
+// dataCame takes a piece of the answer's body, and its end.
+func (s *stream) dataCame(p []byte, end bool) {
+	cc := s.cc
+	s.down.end = end
+	if s.hold != holdNot {
+		s.down.buf.add(p)
+		s.holdOn(len(p))
+		return
+	}
+	if len(p) == 0 && !end {
+		return
+	}
+	if s.down.buf.unsent == 0 && !s.down.queued && len(p) <= cc.sendable(len(p), s.down.window) && len(cc.out) < outLimit {
+		cc.write(appendData(cc.begin(frameHeaderLen+len(p)), s.id, p, end))
+		s.down.window -= int64(len(p))
+		cc.window -= int64(len(p))
+		s.down.ended = end
+		cc.drew(len(p), false)
+		s.delivered(len(p))
+		return
+	}
+	s.down.buf.add(p)
+	cc.enqueue(s, &s.down)
+}
+
+// holdOn keeps an answer waiting, as long as there is reason and room for it. The
+// backend gets its window back meanwhile.
+func (s *stream) holdOn(n int) {
+	if s.cc.held+n > maxHeldAnswers || !s.cc.sh.r.Core.Answers.Take(int64(n)) {
+		s.hold = holdWhole // there is no time for a closer look either
+		s.release()
+		return
+	}
+	s.room += n
+	s.cc.held += n
+	s.early += n
+	if !s.down.end {
+		s.creditBackend(n)
+	}
+	s.judgeHeld()
+}
+
+// judgeHeld decides whether an answer that is held has shown enough.
+func (s *stream) judgeHeld() {
+	if s.hold == holdPeek {
+		if !s.down.end && s.down.buf.unsent < balancer.ShutdownBodyBytes {
+			return
+		}
+		if balancer.ShutdownBody(s.down.buf.prefix(balancer.ShutdownBodyBytes)) {
+			s.failed(balancer.ShuttingDown, errShuttingDown)
+			return
+		}
+		s.hold = holdNot
+		if !s.down.end && s.decision.HoldsAnswer(s.method, s.code, s.maybe.contentType, s.maybe.length) {
+			s.hold = holdWhole
+			return
+		}
+	}
+	if s.down.end || s.hold == holdNot || s.down.buf.unsent > balancer.AnswerHoldBytes {
+		s.release()
+	}
+}
+
+// release lets an answer that was held go to the client.
+func (s *stream) release() {
+	fields := s.pending
+	s.pending, s.hold = nil, holdNot
+	s.conclude()
+	s.sendHead(fields, s.down.end && s.down.buf.unsent == 0 && len(s.down.trailers) == 0)
+	s.cc.sh.giveBack(fields)
+	if s.done {
+		return
+	}
+	if s.down.waits() {
+		s.cc.enqueue(s, &s.down)
+	}
+}
+
+// delivered notes that n bytes of the answer have moved on to the client.
+func (s *stream) delivered(n int) {
+	early := min(n, s.early)
+	s.early -= early
+	if s.down.buf.unsent == 0 {
+		s.giveRoom()
+	}
+	if n -= early; n > 0 && !s.down.end {
+		s.creditBackend(n)
+	}
+	if s.down.ended {
+		s.afterDown()
+	}
+}
+
+// creditBackend gives n bytes of window back to the backend. A short answer that
+// flows gets a larger window, as long as its client has not got many of those: what
+// arrives for a client that then stops reading waits here. A watch would keep it for
+// hours.
+func (s *stream) creditBackend(n int) {
+	bc := s.bc
+	if bc == nil {
+		return
+	}
+	if s.down.owed += n; s.down.owed < s.target/2 {
+		return
+	}
+	increment := s.down.owed
+	if s.class == balancer.Short && s.hold == holdNot && s.down.buf.unsent == 0 && s.target < maxStreamWindow {
+		grow := min(3*s.target, maxStreamWindow-s.target, maxExtraWindow-s.cc.extra)
+		if grow > 0 && s.cc.sh.r.windows.Take(int64(grow)) {
+			s.target += grow
+			s.cc.extra += grow
+			increment += grow
+		}
+	}
+	s.down.receivable += increment
+	s.down.owed = 0
+	bc.write(appendWindowUpdate(bc.begin(short), s.bid, uint32(increment)))
+}
+
+// shrink gives back what the stream's window had beyond the usual.
+func (s *stream) shrink() {
+	extra := s.target - backendWindow
+	s.cc.extra -= extra
+	s.cc.sh.r.windows.Give(int64(extra))
+	s.target = backendWindow
+}
