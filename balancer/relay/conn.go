@@ -16,7 +16,7 @@ import (
 const outLimit = 4 * 16384
 
 // leg is what is different between the two sides: a connection of a client, or one
-// to a backend. All but run under the shard's lock.
+// to a backend. All but prepare run under the shard's lock.
 type leg interface {
 	// prepare is called before the shard's lock is taken for what has come.
 	prepare()
@@ -30,6 +30,8 @@ type leg interface {
 	goAway(last uint32, c code)
 	// windowChanged gets a change of the initial window by the peer.
 	windowChanged(delta int64) error
+	// lastID returns the last stream of the peer's that has been seen, for GOAWAY.
+	lastID() uint32
 	// idle reports whether the id is of a stream that nobody has opened yet.
 	idle(id uint32) bool
 	// spend accounts for a frame that may be abuse.
@@ -269,7 +271,7 @@ func (c *conn) sayGoAway(e *connError) {
 	if c.closing || c.over {
 		return
 	}
-	c.write(appendGoAway(c.begin(short+len(e.text)), c.leg.(interface{ lastID() uint32 }).lastID(), e.code, e.text))
+	c.write(appendGoAway(c.begin(short+len(e.text)), c.leg.lastID(), e.code, e.text))
 	c.shut(linger)
 	c.end(e)
 }
@@ -292,7 +294,7 @@ func (c *conn) end(err error) {
 		return
 	}
 	if !c.closing {
-		c.sh.doomed = append(c.sh.doomed, c.sock)
+		c.doom()
 	}
 	c.over = true
 	c.ready = nil
