@@ -3,9 +3,8 @@ package relay
 import (
 	"net/http"
 
-	"golang.org/x/net/http2/hpack"
-
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/relay/hpack"
 )
 
 // answerCame takes the final head of an answer.
@@ -51,17 +50,17 @@ func (s *stream) forgetHead() {
 }
 
 // sendHead begins the answer at the client.
-func (s *stream) sendHead(fields []hpack.HeaderField, end bool) {
+func (s *stream) sendHead(fields []hpack.Field, end bool) {
 	cc := s.cc
 	s.answered = true
 	if cc.over || cc.closing {
 		return
 	}
-	cc.sh.encoded.reset()
-	cc.encode(hpack.HeaderField{Name: ":status", Value: s.maybe.status})
-	for _, f := range fields {
-		f.Sensitive = f.Sensitive || volatile(f.Name)
-		cc.encode(f)
+	cc.beginBlock()
+	status := hpack.Make(hpack.Status, s.maybe.status)
+	cc.encode(&status)
+	for i := range fields {
+		cc.encode(&fields[i])
 	}
 	cc.write(cc.appendBlock(s.id, end))
 	if end {

@@ -8,10 +8,9 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/net/http2/hpack"
-
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/relay/hpack"
 	"apiserver-lb/health"
 )
 
@@ -271,10 +270,12 @@ func (bc *backendConn) open(s *stream) {
 	bc.nextID += 2
 	bc.streams[s.bid] = s
 	s.up.window, s.down.receivable = bc.initial, backendWindow
-	bc.sh.encoded.reset()
-	for _, f := range s.head {
-		if f.Name == ":authority" && f.Value == "" {
-			f.Value = bc.pool.backend.Address // HTTP/2 must name one
+	bc.beginBlock()
+	for i := range s.head {
+		f := &s.head[i]
+		if f.Value == "" && f.Which() == hpack.Authority {
+			named := hpack.Make(hpack.Authority, bc.pool.backend.Address) // HTTP/2 must name one
+			f = &named
 		}
 		bc.encode(f)
 	}
@@ -358,7 +359,7 @@ func (bc *backendConn) trailers(s *stream, end bool) {
 		bc.broken(s, "a body of another length than declared")
 		return
 	}
-	s.down.trailers = append([]hpack.HeaderField(nil), bc.sh.fields...)
+	s.down.trailers = append([]hpack.Field(nil), bc.sh.fields...)
 	s.down.end = true
 	if s.hold != holdNot {
 		s.judgeHeld()
@@ -566,10 +567,11 @@ func (s *stream) interim(h *answerHead) {
 	if cc.over || cc.closing || len(cc.out) > outLimit {
 		return // nobody has to see it
 	}
-	cc.sh.encoded.reset()
-	cc.encode(hpack.HeaderField{Name: ":status", Value: h.status})
-	for _, f := range h.fields {
-		cc.encode(f)
+	cc.beginBlock()
+	status := hpack.Make(hpack.Status, h.status)
+	cc.encode(&status)
+	for i := range h.fields {
+		cc.encode(&h.fields[i])
 	}
 	cc.write(cc.appendBlock(s.id, false))
 }

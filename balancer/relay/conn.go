@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2/hpack"
+	"apiserver-lb/balancer/relay/hpack"
 )
 
 // outLimit is how many bytes of frames wait for a connection before DATA is left
@@ -64,8 +64,8 @@ type conn struct {
 	closing  bool   // the socket is shut down once out is written
 	cut      bool   // it has been
 	overrun  bool   // out has become too long: the socket is closed
-	enc      *hpack.Encoder
-	dec      *hpack.Decoder
+	enc      hpack.Encoder
+	dec      hpack.Decoder
 	block    []byte // of a header block whose end has not come yet
 	blockID  uint32 // of its stream; 0: none
 	blockEnd bool   // its HEADERS bore END_STREAM
@@ -89,9 +89,7 @@ type conn struct {
 func (c *conn) init(sh *shard, l leg, t *tls.Conn, s *Sock, listLimit int) {
 	c.sh, c.leg, c.tls, c.sock = sh, l, t, s
 	c.listLimit = listLimit
-	c.enc = hpack.NewEncoder(&sh.encoded)
-	c.dec = hpack.NewDecoder(4096, c.emit)
-	c.dec.SetMaxStringLength(2 * listLimit)
+	c.enc, c.dec = hpack.NewEncoder(), hpack.NewDecoder(sh.strings, 2*listLimit)
 	c.frameSize, c.initial, c.window = minMaxFrameSize, defaultWindow, defaultWindow
 	c.lastRead.Store(time.Now().UnixNano())
 	s.take()

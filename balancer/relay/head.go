@@ -6,41 +6,41 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
-	"golang.org/x/net/http2/hpack"
 
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/relay/hpack"
 )
 
 // requestHead is the head of a request as it came.
 type requestHead struct {
 	method, authority, path string
-	fields                  []hpack.HeaderField // the regular ones; in the shard's scratch
-	length                  int64               // Content-Length; -1: none
+	fields                  []hpack.Field // the regular ones; in the shard's scratch
+	length                  int64         // Content-Length; -1: none
 }
 
 // parseRequest checks a header list as RFC 9113, sections 8.2 and 8.3, asks for.
 // problem says what makes it malformed.
-func parseRequest(list []hpack.HeaderField) (h requestHead, problem string) {
+func parseRequest(list []hpack.Field) (h requestHead, problem string) {
 	var scheme, host string
 	h.length = -1
 	pseudo := 0
 	for i := range list {
 		f := &list[i]
-		if !httpguts.ValidHeaderFieldValue(f.Value) {
+		if f.Faults()&hpack.BadValue != 0 {
 			return h, "a field value with a control character"
 		}
 		if !f.IsPseudo() {
 			break
 		}
 		var to *string
-		switch f.Name {
-		case ":method":
+		switch f.Which() {
+		case hpack.Method:
 			to = &h.method
-		case ":scheme":
+		case hpack.Scheme:
 			to = &scheme
-		case ":authority":
+		case hpack.Authority:
 			to = &h.authority
-		case ":path":
+		case hpack.Path:
 			to = &h.path
 		default:
 			return h, "an unknown pseudo-header field"
@@ -60,17 +60,17 @@ func parseRequest(list []hpack.HeaderField) (h requestHead, problem string) {
 		if problem := badField(f); problem != "" {
 			return h, problem
 		}
-		switch f.Name {
-		case "te":
+		switch f.Which() {
+		case hpack.TE:
 			if f.Value != "trailers" {
 				return h, "te other than trailers"
 			}
-		case "host":
+		case hpack.Host:
 			if host != "" && host != f.Value {
 				return h, "two hosts"
 			}
 			host = f.Value
-		case "content-length":
+		case hpack.ContentLength:
 			n, ok := parseLength(f.Value)
 			if !ok || h.length >= 0 && h.length != n {
 				return h, "a bad content-length"
@@ -101,45 +101,27 @@ func parseRequest(list []hpack.HeaderField) (h requestHead, problem string) {
 
 // badField says what is wrong with a regular field of a request, an answer or a
 // trailer section, empty where nothing is.
-func badField(f *hpack.HeaderField) string {
+func badField(f *hpack.Field) string {
 	if f.IsPseudo() {
 		return "a pseudo-header field after regular ones"
 	}
-	if !validName(f.Name) {
+	if faults := f.Faults(); faults&hpack.BadName != 0 {
 		return "a bad field name"
-	}
-	if !httpguts.ValidHeaderFieldValue(f.Value) {
+	} else if faults != 0 {
 		return "a field value with a control character"
 	}
-	if connectionSpecific(f.Name) {
+	if connectionSpecific(f) {
 		return "the field " + f.Name + ", which is of HTTP/1.1 connections"
 	}
 	return ""
 }
 
-func connectionSpecific(name string) bool {
-	switch name {
-	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade":
+func connectionSpecific(f *hpack.Field) bool {
+	switch f.Which() {
+	case hpack.Connection, hpack.KeepAlive, hpack.ProxyConnection, hpack.TransferEncoding, hpack.Upgrade:
 		return true
 	}
 	return false
-}
-
-// nameBytes are those of a field name in HTTP/2: an HTTP token without upper case.
-var nameBytes = func() (ok [256]bool) {
-	for _, c := range []byte("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz") {
-		ok[c] = true
-	}
-	return ok
-}()
-
-func validName(name string) bool {
-	for i := range len(name) {
-		if !nameBytes[name[i]] {
-			return false
-		}
-	}
-	return name != ""
 }
 
 func validMethod(m string) bool { return httpguts.ValidHeaderFieldName(m) } // both are tokens
@@ -189,18 +171,18 @@ func (h *requestHead) decisive() balancer.Head {
 	d.Path, d.RawQuery, _ = strings.Cut(h.path, "?")
 	for i := range h.fields {
 		f := &h.fields[i]
-		switch f.Name {
-		case "authorization":
+		switch f.Which() {
+		case hpack.Authorization:
 			if !authorized {
 				d.Authorization, authorized = f.Value, true
 			}
-		case "x-forwarded-for":
+		case hpack.ForwardedFor:
 			d.ForwardedFor = append(d.ForwardedFor, f.Value)
-		case "audit-id":
+		case hpack.AuditID:
 			if !audited {
 				d.AuditID, audited = f.Value, true
 			}
-		case "sec-websocket-protocol":
+		case hpack.WebSocketProtocol:
 			d.Subprotocols = append(d.Subprotocols, f.Value)
 		}
 	}
@@ -209,27 +191,30 @@ func (h *requestHead) decisive() balancer.Head {
 
 // outgoing appends to out the header list for a backend: what the client sent as the edits
 // leave it. The authority stays as it came, empty where the client named none.
-func (h *requestHead) outgoing(e *balancer.Edits, out []hpack.HeaderField) []hpack.HeaderField {
+func (h *requestHead) outgoing(e *balancer.Edits, out []hpack.Field) []hpack.Field {
 	out = append(out,
-		hpack.HeaderField{Name: ":method", Value: h.method},
-		hpack.HeaderField{Name: ":scheme", Value: "https"},
-		hpack.HeaderField{Name: ":authority", Value: h.authority},
-		hpack.HeaderField{Name: ":path", Value: h.path})
-	for _, f := range h.fields {
-		switch {
-		case f.Name == "host": // has become the authority
+		hpack.Make(hpack.Method, h.method),
+		hpack.Make(hpack.Scheme, "https"),
+		hpack.Make(hpack.Authority, h.authority),
+		hpack.Make(hpack.Path, h.path))
+	for i := range h.fields {
+		f := &h.fields[i]
+		switch id := f.Which(); {
+		case id == hpack.Host: // has become the authority
 			continue
-		case f.Name == "trailer": // the trailers that it announces stay behind
+		case id == hpack.Trailer: // the trailers that it announces stay behind
 			continue
 		case e.Drop(f.Name):
 			continue
 		}
-		f.Sensitive = f.Sensitive || unindexed(f.Name)
-		out = append(out, f)
+		out = append(out, *f)
+		if unindexed(f) {
+			out[len(out)-1].Sensitive = true
+		}
 	}
 	for _, f := range e.Add {
 		// Who somebody is must not enter the table that all clients share.
-		out = append(out, hpack.HeaderField{Name: lowerName(f.Name), Value: f.Value, Sensitive: true})
+		out = append(out, hpack.Field{Name: lowerName(f.Name), Value: f.Value, Sensitive: true})
 	}
 	return out
 }
@@ -253,16 +238,18 @@ func lowerName(name string) string {
 // unindexed reports whether a field must not enter the compression table of a
 // backend connection, which all its clients share: what is a secret or says who
 // somebody is, and what is never the same twice.
-func unindexed(name string) bool {
-	switch name {
-	case "authorization", "cookie", "proxy-authorization", "sec-websocket-protocol", "audit-id":
+func unindexed(f *hpack.Field) bool {
+	switch f.Which() {
+	case hpack.Authorization, hpack.Cookie, hpack.ProxyAuthorization, hpack.WebSocketProtocol, hpack.AuditID:
 		return true
+	case hpack.Unknown:
+		return strings.HasPrefix(f.Name, "x-remote-") || strings.HasPrefix(f.Name, "impersonate-")
 	}
-	return strings.HasPrefix(name, "x-remote-") || strings.HasPrefix(name, "impersonate-")
+	return false
 }
 
 // listSize returns the size of a header list as SETTINGS_MAX_HEADER_LIST_SIZE counts.
-func listSize(fields []hpack.HeaderField) (n int64) {
+func listSize(fields []hpack.Field) (n int64) {
 	for i := range fields {
 		n += int64(fields[i].Size())
 	}
@@ -273,14 +260,14 @@ func listSize(fields []hpack.HeaderField) (n int64) {
 type answerHead struct {
 	status      string
 	code        int
-	fields      []hpack.HeaderField // the regular ones; in the shard's scratch
-	length      int64               // Content-Length; -1: none
+	fields      []hpack.Field // the regular ones; in the shard's scratch
+	length      int64         // Content-Length; -1: none
 	contentType string
 }
 
 // parseAnswer checks the head of an answer. Fields that are of HTTP/1.1
 // connections, which some backend might send, are left out.
-func parseAnswer(list []hpack.HeaderField) (h answerHead, problem string) {
+func parseAnswer(list []hpack.Field) (h answerHead, problem string) {
 	h.length = -1
 	if len(list) == 0 || list[0].Name != ":status" {
 		return h, "no status"
@@ -295,20 +282,20 @@ func parseAnswer(list []hpack.HeaderField) (h answerHead, problem string) {
 	kept := 0
 	for i := range h.fields {
 		f := &h.fields[i]
-		if connectionSpecific(f.Name) {
+		if connectionSpecific(f) {
 			continue
 		}
 		if problem := badField(f); problem != "" {
 			return h, problem
 		}
-		switch f.Name {
-		case "content-length":
+		switch f.Which() {
+		case hpack.ContentLength:
 			n, ok := parseLength(f.Value)
 			if !ok || h.length >= 0 && h.length != n {
 				return h, "a bad content-length"
 			}
 			h.length = n
-		case "content-type":
+		case hpack.ContentType:
 			h.contentType = f.Value
 		}
 		h.fields[kept] = *f
@@ -327,10 +314,4 @@ func (h *answerHead) get(name string) string {
 		}
 	}
 	return ""
-}
-
-// volatile reports whether a field of an answer is different each time, so that it
-// would only push others out of a client's compression table.
-func volatile(name string) bool {
-	return name == "audit-id" || name == "content-length"
 }

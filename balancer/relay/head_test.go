@@ -8,22 +8,21 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2/hpack"
-
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/relay/hpack"
 )
 
 // fieldsOf makes a header list of "name: value".
-func fieldsOf(lines ...string) []hpack.HeaderField {
-	var list []hpack.HeaderField
+func fieldsOf(lines ...string) []hpack.Field {
+	var list []hpack.Field
 	for _, l := range lines {
 		i := strings.Index(l[1:], ":") + 1
-		list = append(list, hpack.HeaderField{Name: l[:i], Value: strings.TrimPrefix(l[i+1:], " ")})
+		list = append(list, hpack.Field{Name: l[:i], Value: strings.TrimPrefix(l[i+1:], " ")})
 	}
 	return list
 }
 
-func linesOf(list []hpack.HeaderField) []string {
+func linesOf(list []hpack.Field) []string {
 	var lines []string
 	for _, f := range list {
 		lines = append(lines, f.Name+": "+f.Value)

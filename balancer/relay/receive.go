@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"golang.org/x/net/http2/hpack"
+	"apiserver-lb/balancer/relay/hpack"
 )
 
 // handle acts on one frame.
@@ -120,13 +120,14 @@ func (c *conn) handleContinuation(f *frame) error {
 // connection depends on each of them.
 func (c *conn) decode(id uint32, block []byte) error {
 	sh := c.sh
-	sh.fields, sh.listBytes, sh.listLimit = sh.fields[:0], 0, c.listLimit
-	if _, err := c.dec.Write(block); err != nil {
-		return c.undecodable(err)
+	list, err := c.dec.Decode(block, sh.fields[:0], c.listLimit, maxFields)
+	if errors.Is(err, hpack.ErrTooLong) {
+		return &connError{codeEnhanceYourCalm, "header field too large"}
 	}
-	if err := c.dec.Close(); err != nil {
-		return c.undecodable(err)
+	if err != nil {
+		return &connError{codeCompression, "header block: " + err.Error()}
 	}
+	sh.fields, sh.listBytes, sh.listLimit = list.Fields, list.Size, c.listLimit
 	if sh.listBytes > 2*c.listLimit {
 		return &connError{codeEnhanceYourCalm, "header list far too large"}
 	}
@@ -134,29 +135,14 @@ func (c *conn) decode(id uint32, block []byte) error {
 	return c.leg.headers(id, c.blockEnd)
 }
 
-func (c *conn) undecodable(err error) error {
-	if errors.Is(err, hpack.ErrStringLength) {
-		return &connError{codeEnhanceYourCalm, "header field too large"}
-	}
-	return &connError{codeCompression, "header block: " + err.Error()}
-}
-
-// emit gets each decoded field. What is beyond the limit is counted and not kept.
-func (c *conn) emit(f hpack.HeaderField) {
-	sh := c.sh
-	sh.listBytes += int(f.Size())
-	if sh.listBytes <= sh.listLimit && len(sh.fields) <= maxFields {
-		sh.fields = append(sh.fields, f)
-	}
-}
-
 // maxFields is how many fields a header list may have.
 const maxFields = 2000
 
 // A list of over inflatedBytes that is inflated times as long as it came repeats one
-// field over and over: a byte each here, and all of it to a backend.
+// field over and over: a byte each here, and all of it to a backend. What comes from
+// the tables without repetition is less.
 const (
-	inflatedBytes = 256 << 10
+	inflatedBytes = 16 << 10
 	inflated      = 8
 )
 
@@ -207,8 +193,7 @@ func (c *conn) handleSettings(f *frame) error {
 	for _, s := range lastOfEach(list) {
 		switch s.id {
 		case settingHeaderTableSize:
-			c.enc.SetMaxDynamicTableSizeLimit(min(s.value, 4096))
-			c.enc.SetMaxDynamicTableSize(min(s.value, 4096))
+			c.enc.Resize(s.value)
 		case settingInitialWindow:
 			delta := int64(s.value) - c.initial
 			c.initial = int64(s.value)

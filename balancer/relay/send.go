@@ -1,8 +1,6 @@
 package relay
 
-import (
-	"golang.org/x/net/http2/hpack"
-)
+import "apiserver-lb/balancer/relay/hpack"
 
 // credit lets the peer send n bytes more on the connection.
 func (c *conn) credit(n int) {
@@ -87,28 +85,28 @@ func (c *conn) pumpLane(id uint32, l *lane) (sent int, left bool) {
 
 // appendFields encodes fields and appends them to out: both under one lock, since
 // the table follows the order on the wire.
-func (c *conn) appendFields(id uint32, fields []hpack.HeaderField, end bool) []byte {
-	c.sh.encoded.reset()
-	// A change of the table's size must stand first in a block, and package hpack
-	// writes it: so the first field is its own.
-	_ = c.enc.WriteField(fields[0])
-	for _, f := range fields[1:] {
-		c.encode(f)
+func (c *conn) appendFields(id uint32, fields []hpack.Field, end bool) []byte {
+	c.beginBlock()
+	for i := range fields {
+		c.encode(&fields[i])
 	}
 	return c.appendBlock(id, end)
 }
 
 // appendBlock appends the header block that has been encoded last.
 func (c *conn) appendBlock(id uint32, end bool) []byte {
-	block := c.sh.encoded.b
+	block := c.sh.encoded
 	frames := 1 + len(block)/c.frameSize
 	return appendHeaders(c.begin(len(block)+frames*frameHeaderLen), id, block, end, c.frameSize)
 }
 
-func (c *conn) encode(f hpack.HeaderField) {
-	if f.Sensitive {
-		c.sh.encoded.b = appendLiteral(c.sh.encoded.b, f.Name, f.Value)
-		return
+// beginBlock begins a header block in the shard's scratch.
+func (c *conn) beginBlock() {
+	sh := c.sh
+	if cap(sh.encoded) > 64<<10 {
+		sh.encoded = nil
 	}
-	_ = c.enc.WriteField(f) // to memory
+	sh.encoded = c.enc.Begin(sh.encoded[:0])
 }
+
+func (c *conn) encode(f *hpack.Field) { c.sh.encoded = c.enc.Append(c.sh.encoded, f) }

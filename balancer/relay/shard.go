@@ -7,10 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/http2/hpack"
-
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/relay/hpack"
 )
 
 // shard owns some of the client connections, and connections of its own to each
@@ -33,13 +32,14 @@ type shard struct {
 	until    time.Time // by which watches end, while draining
 
 	// Scratch for what happens under mu.
-	fields     []hpack.HeaderField
+	fields     []hpack.Field
 	listBytes  int
 	listLimit  int
-	blockBytes int // of the list in fields, as it came
-	encoded    blockBuffer
-	lists      [][]hpack.HeaderField // to be borrowed, empty
-	jobs       []job                 // owned by the flusher
+	blockBytes int             // of the list in fields, as it came
+	strings    *hpack.Strings  // for the decoders
+	encoded    []byte          // a header block
+	lists      [][]hpack.Field // to be borrowed, empty
+	jobs       []job           // owned by the flusher
 }
 
 type poolKey struct {
@@ -47,29 +47,14 @@ type poolKey struct {
 	credential balancer.Credential
 }
 
-// blockBuffer collects an encoded header block.
-type blockBuffer struct{ b []byte }
-
-func (w *blockBuffer) Write(p []byte) (int, error) {
-	w.b = append(w.b, p...)
-	return len(p), nil
-}
-
-func (w *blockBuffer) reset() {
-	if cap(w.b) > 64<<10 {
-		w.b = nil
-	}
-	w.b = w.b[:0]
-}
-
 // borrow returns an empty header list, to be given back when nobody refers to it.
-func (sh *shard) borrow() []hpack.HeaderField {
+func (sh *shard) borrow() []hpack.Field {
 	if n := len(sh.lists); n > 0 {
 		list := sh.lists[n-1]
 		sh.lists = sh.lists[:n-1]
 		return list
 	}
-	return make([]hpack.HeaderField, 0, listRoom)
+	return make([]hpack.Field, 0, listRoom)
 }
 
 // A list of listRoom fields is enough for most requests and answers; of those, as many
@@ -79,7 +64,7 @@ const (
 	maxLists = 256
 )
 
-func (sh *shard) giveBack(list []hpack.HeaderField) {
+func (sh *shard) giveBack(list []hpack.Field) {
 	if cap(list) < listRoom || cap(list) > 8*listRoom || len(sh.lists) == maxLists {
 		return
 	}
@@ -96,7 +81,7 @@ type job struct {
 }
 
 func newShard(r *Relay) *shard {
-	return &shard{r: r, clients: map[*clientConn]struct{}{}, pools: map[poolKey]*pool{}, now: time.Now()}
+	return &shard{r: r, clients: map[*clientConn]struct{}{}, pools: map[poolKey]*pool{}, now: time.Now(), strings: hpack.NewStrings()}
 }
 
 // lock is for those who do not come from a reader.

@@ -6,10 +6,9 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/net/http2/hpack"
-
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/relay/hpack"
 	"apiserver-lb/health"
 )
 
@@ -20,7 +19,7 @@ type lane struct {
 	end        bool // nothing follows what is in buf
 	ended      bool // END_STREAM has been sent
 	queued     bool // in the ready list of the leg that it is sent on
-	trailers   []hpack.HeaderField
+	trailers   []hpack.Field
 	window     int64 // bytes that may be sent
 	receivable int   // bytes that the sender may still send us
 	owed       int   // bytes that have moved on and are not credited to the sender yet
@@ -57,9 +56,9 @@ type stream struct {
 	path     string             // without the query, which may hold a secret; until the answer begins
 	decision *balancer.Decision // likewise: a watch need not carry what only its beginning needs
 
-	head    []hpack.HeaderField // for a backend; nil once it cannot be sent again
-	length  int64               // of the request body, as declared, less what has come; -1: not declared
-	credits int64               // offset in the request body up to which the client has its window back
+	head    []hpack.Field // for a backend; nil once it cannot be sent again
+	length  int64         // of the request body, as declared, less what has come; -1: not declared
+	credits int64         // offset in the request body up to which the client has its window back
 
 	bodyRoom int // bytes taken from Relay.bodies
 
@@ -74,13 +73,13 @@ type stream struct {
 
 	code     int // of the answer; 0: none
 	hold     holding
-	pending  []hpack.HeaderField // the head of an answer that is held
-	maybe    answerHead          // of it, without its fields
-	room     int                 // bytes taken from Core.Answers
-	left     int64               // bytes of its body that are still to come; -1: not declared
-	early    int                 // bytes in down.buf for which the backend has its window back
-	target   int                 // of the window at the backend
-	answered bool                // the answer has begun at the client
+	pending  []hpack.Field // the head of an answer that is held
+	maybe    answerHead    // of it, without its fields
+	room     int           // bytes taken from Core.Answers
+	left     int64         // bytes of its body that are still to come; -1: not declared
+	early    int           // bytes in down.buf for which the backend has its window back
+	target   int           // of the window at the backend
+	answered bool          // the answer has begun at the client
 	done     bool
 	endAt    time.Time // of a watch while the balancer drains
 
@@ -411,15 +410,15 @@ func (s *stream) refuse(r *balancer.Refusal) {
 	sh.r.Refusals.Log(r, s.decision, s.method, s.path, s.cc.client)
 	body := r.Status(sh.r.Name)
 	s.maybe.status = strconv.Itoa(r.Code)
-	fields := []hpack.HeaderField{
+	fields := []hpack.Field{
 		{Name: "content-type", Value: "application/json"},
 		{Name: "content-length", Value: strconv.Itoa(len(body))},
 	}
 	if s.decision.AuditID != "" {
-		fields = append(fields, hpack.HeaderField{Name: "audit-id", Value: s.decision.AuditID})
+		fields = append(fields, hpack.Field{Name: "audit-id", Value: s.decision.AuditID})
 	}
 	if r.RetryAfter > 0 {
-		fields = append(fields, hpack.HeaderField{Name: "retry-after", Value: strconv.Itoa(r.RetryAfter)})
+		fields = append(fields, hpack.Field{Name: "retry-after", Value: strconv.Itoa(r.RetryAfter)})
 	}
 	s.forgetHead()
 	s.dropBody()

@@ -18,14 +18,15 @@ const modulePath = "apiserver-lb"
 // and pick; configs, health and tlsconf stand alone. .golangci.yml says the
 // same to depguard, which marks the line in an editor.
 var layers = map[string][]string{
-	"configs":          nil,
-	"health":           nil,
-	"tlsconf":          nil,
-	"balancer":         {"balancer/backend", "balancer/pick", "tlsconf"},
-	"balancer/pick":    nil,
-	"balancer/backend": {"balancer/pick", "health"},
-	"balancer/forward": {"balancer", "balancer/backend", "health"},
-	"balancer/relay":   {"balancer", "balancer/backend", "health"},
+	"configs":              nil,
+	"health":               nil,
+	"tlsconf":              nil,
+	"balancer":             {"balancer/backend", "balancer/pick", "tlsconf"},
+	"balancer/pick":        nil,
+	"balancer/backend":     {"balancer/pick", "health"},
+	"balancer/forward":     {"balancer", "balancer/backend", "health"},
+	"balancer/relay":       {"balancer", "balancer/backend", "balancer/relay/hpack", "health"},
+	"balancer/relay/hpack": nil,
 
 	// For tests.
 	"balancer/internal/memnet":  nil,
