@@ -62,8 +62,13 @@ func (a *Attributes) DialRetryOnly() bool {
 // proxy and the subresources attach, exec, proxy, log and portforward of
 // cmd/kube-apiserver). A wrong guess costs fairness, never correctness: the path
 // itself is passed on as it came.
-func Attribute(method, path, rawQuery string) Attributes {
-	a := Attributes{Verb: strings.ToLower(method)}
+func Attribute(method, path, rawQuery string) (a Attributes) {
+	a.attribute(method, path, rawQuery)
+	return a
+}
+
+func (a *Attributes) attribute(method, path, rawQuery string) {
+	a.Verb = lowerMethod(method)
 	if strings.Contains(path, "%") {
 		if p, err := url.PathUnescape(path); err == nil {
 			path = p
@@ -84,7 +89,23 @@ func Attribute(method, path, rawQuery string) Attributes {
 			a.Class = Long
 		}
 	}
-	return a
+}
+
+// lowerMethod spares the usual methods an allocation.
+func lowerMethod(method string) string {
+	switch method {
+	case "GET":
+		return "get"
+	case "PUT":
+		return "put"
+	case "POST":
+		return "post"
+	case "PATCH":
+		return "patch"
+	case "DELETE":
+		return "delete"
+	}
+	return strings.ToLower(method)
 }
 
 // parsePath fills in what the path says, and reports whether it is one of a

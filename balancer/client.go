@@ -24,6 +24,42 @@ type Client struct {
 
 	verdict atomic.Pointer[tlsconf.Verdict]
 	address atomic.Pointer[string]
+
+	// Of the last request, since the next one is likely to be the same.
+	token    atomic.Pointer[tokenMemo]
+	identity atomic.Pointer[identityMemo]
+}
+
+// tokenMemo is a token and the key that stands for it.
+type tokenMemo struct {
+	token string
+	key   TokenKey
+}
+
+// tokenKey returns the key that stands for the token.
+func (c *Client) tokenKey(t *Tokens, token string) TokenKey {
+	if m := c.token.Load(); m != nil && m.token == token {
+		return m.key
+	}
+	m := &tokenMemo{token, t.Key(token)}
+	c.token.Store(m)
+	return m.key
+}
+
+// identityMemo is an identity and the fields that assert it.
+type identityMemo struct {
+	identity *tlsconf.Identity
+	fields   []Field
+}
+
+// asserted returns the fields that assert the identity, which must not be changed.
+func (c *Client) asserted(h *IdentityHeaders, id *tlsconf.Identity) []Field {
+	if m := c.identity.Load(); m != nil && m.identity == id {
+		return m.fields
+	}
+	m := &identityMemo{id, h.Assert(id)}
+	c.identity.Store(m)
+	return m.fields
 }
 
 // addressText returns the peer's address as it stands in X-Forwarded-For, empty

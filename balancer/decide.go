@@ -32,6 +32,8 @@ type Decision struct {
 	User       string   // where Credential is Asserted, for the log
 	AuditID    string   // that the backend will see
 	Edits      Edits
+
+	added [3]Field // room for Edits.Add, as long as that is enough
 }
 
 // maxNameQuoted bounds what of a client's header name goes into a message and a log.
@@ -48,7 +50,10 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 			Message: fmt.Sprintf("the header Connection must not name %q: it would remove what authentication or audit depends on", name[:min(len(name), maxNameQuoted)])}
 	}
 
-	d := &Decision{Attributes: Attribute(h.Method, h.Path, h.RawQuery), AuditID: h.AuditID}
+	d := new(Decision)
+	d.Edits.Add = d.added[:0]
+	d.attribute(h.Method, h.Path, h.RawQuery)
+	d.AuditID = h.AuditID
 	token := bearerToken(h.Authorization)
 	if h.Upgrade != "" {
 		d.Class = Upgrade
@@ -66,7 +71,7 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 	case Asserted:
 		d.User = verdict.Identity.User
 	case Unproven:
-		d.Token = c.Tokens.Key(token)
+		d.Token = cl.tokenKey(c.Tokens, token)
 		if c.Tokens.Accepted(d.Token, now) {
 			d.Credential = Token
 		}
@@ -77,7 +82,11 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 		d.AuditID = c.NewAuditID()
 		setAuditID = d.AuditID
 	}
-	d.Edits = c.Headers.edits(d.Credential, verdict.Identity, cl.addressText(), c.trusted(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
+	var asserted []Field
+	if d.Credential == Asserted {
+		asserted = cl.asserted(c.Headers, verdict.Identity)
+	}
+	c.Headers.edit(&d.Edits, d.Credential, asserted, cl.addressText(), len(c.Trusted) > 0 && c.trusted(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
 	if d.Credential == Asserted {
 		d.Edits.withholdToken(h.Subprotocols)
 	}

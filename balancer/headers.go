@@ -18,7 +18,7 @@ type IdentityHeaders struct {
 	user, group, uid, extra []string
 	exact                   map[string]bool // normalised names that no client may send
 	prefixes                []string        // normalised
-	suspect                 [256]bool       // first bytes of the names that Drop has to look at
+	suspect                 [256]uint64     // by first byte, the lengths of the names that Drop has to look at
 }
 
 // The names that kubeadm, and so nearly every cluster, configures. They are
@@ -57,29 +57,39 @@ func NewIdentityHeaders(user, group, uid, extraPrefixes []string) *IdentityHeade
 	return h
 }
 
-// suspects fills in suspect: the first bytes of names of identity, in each spelling,
-// and of the others that Edits.Drop knows.
+// suspects fills in suspect, of names of identity in each spelling, and of the others
+// that Edits.Drop knows.
 func (h *IdentityHeaders) suspects() {
-	mark := func(name string) {
+	mark := func(name string, lengths uint64) {
 		c := name[0]
-		h.suspect[c], h.suspect[strings.ToUpper(name)[0]] = true, true
+		h.suspect[c] |= lengths
+		h.suspect[strings.ToUpper(name)[0]] |= lengths
 		if c == '-' {
-			h.suspect['_'] = true
+			h.suspect['_'] |= lengths
 		}
 	}
-	h.suspect['%'] = true // it may be any other
 	for name := range h.exact {
-		mark(name)
+		mark(name, lengthBit(len(name)))
 	}
 	for _, name := range h.prefixes {
-		mark(name)
+		mark(name, -lengthBit(len(name))) // this length and all above
 	}
 	for name := range forwarding {
-		mark(name)
+		mark(name, lengthBit(len(name)))
 	}
-	mark("audit-id")
-	mark("authorization")
-	mark("sec-websocket-protocol")
+	for _, name := range []string{"audit-id", "authorization", "sec-websocket-protocol"} {
+		mark(name, lengthBit(len(name)))
+	}
+}
+
+// lengthBit is the bit of a length; the last one is of all that are longer.
+func lengthBit(n int) uint64 { return 1 << min(n, 63) }
+
+// suspicious reports whether Drop has to look at a name. Of all others it is clear that
+// they stay: no spelling of a name that matters begins so and is as long, except by
+// percent-encoding.
+func (h *IdentityHeaders) suspicious(name string) bool {
+	return name != "" && (h.suspect[name[0]]&lengthBit(len(name)) != 0 || strings.IndexByte(name, '%') >= 0)
 }
 
 // normalise folds the spellings of a header name that some server or proxy might
@@ -216,7 +226,7 @@ type Edits struct {
 // Drop reports whether the client's header of this name stays behind. It judges
 // header names as they came, in any case.
 func (e *Edits) Drop(name string) bool {
-	if name == "" || !e.headers.suspect[name[0]] {
+	if !e.headers.suspicious(name) {
 		return false
 	}
 	if e.headers.Forged(name) {
@@ -231,18 +241,17 @@ func (e *Edits) Drop(name string) bool {
 	return forwarding[strings.ToLower(name)] && (e.dropForward || strings.EqualFold(name, "x-forwarded-for"))
 }
 
-// edits works out the changes for a request from the peer given (an address, empty
-// where there is none). forwardedFor
+// edit works out the changes for a request from the peer given (an address, empty
+// where there is none). asserted are the fields that assert its identity; forwardedFor
 // holds the values of X-Forwarded-For that the client sent.
-func (h *IdentityHeaders) edits(cred Credential, id *tlsconf.Identity, peer string, trusted bool, forwardedFor []string, auditID string) Edits {
-	e := Edits{headers: h, dropToken: cred == Asserted, dropForward: !trusted}
-	if cred == Asserted {
-		e.Add = h.Assert(id)
-	}
+func (h *IdentityHeaders) edit(e *Edits, cred Credential, asserted []Field, peer string, trusted bool, forwardedFor []string, auditID string) {
+	*e = Edits{headers: h, dropToken: cred == Asserted, dropForward: !trusted, Add: append(e.Add[:0], asserted...)}
 	if peer != "" {
 		chain := peer
-		if prior := strings.Join(forwardedFor, ", "); trusted && prior != "" {
-			chain = prior + ", " + chain
+		if trusted {
+			if prior := strings.Join(forwardedFor, ", "); prior != "" {
+				chain = prior + ", " + chain
+			}
 		}
 		e.Add = append(e.Add, Field{"X-Forwarded-For", chain})
 	}
@@ -250,7 +259,6 @@ func (h *IdentityHeaders) edits(cred Credential, id *tlsconf.Identity, peer stri
 		e.Add = append(e.Add, Field{"Audit-Id", auditID})
 		e.dropAudit = true
 	}
-	return e
 }
 
 // withholdToken keeps a token among the WebSocket subprotocols from travelling

@@ -257,12 +257,12 @@ func TestDrop(t *testing.T) {
 	peer := netip.MustParseAddr("192.0.2.7")
 	id := &tlsconf.Identity{User: "jane"}
 	edits := map[string]Edits{
-		"anonymous":           usualHeaders.edits(Anonymous, nil, addressOf(peer), false, nil, ""),
-		"token":               usualHeaders.edits(Token, nil, addressOf(peer), false, nil, ""),
-		"unproven":            usualHeaders.edits(Unproven, nil, addressOf(peer), false, nil, ""),
-		"certificate":         usualHeaders.edits(Asserted, id, addressOf(peer), false, nil, ""),
-		"certificate, behind": usualHeaders.edits(Asserted, id, addressOf(peer), true, nil, ""),
-		"token, behind":       usualHeaders.edits(Token, nil, addressOf(peer), true, nil, ""),
+		"anonymous":           editsOf(usualHeaders, Anonymous, nil, addressOf(peer), false, nil, ""),
+		"token":               editsOf(usualHeaders, Token, nil, addressOf(peer), false, nil, ""),
+		"unproven":            editsOf(usualHeaders, Unproven, nil, addressOf(peer), false, nil, ""),
+		"certificate":         editsOf(usualHeaders, Asserted, id, addressOf(peer), false, nil, ""),
+		"certificate, behind": editsOf(usualHeaders, Asserted, id, addressOf(peer), true, nil, ""),
+		"token, behind":       editsOf(usualHeaders, Token, nil, addressOf(peer), true, nil, ""),
 	}
 	all := []string{"anonymous", "token", "unproven", "certificate", "certificate, behind", "token, behind"}
 	tests := []struct {
@@ -340,7 +340,7 @@ func TestEditsAdd(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			e := usualHeaders.edits(tt.cred, tt.id, addressOf(tt.peer), tt.trusted, tt.forward, tt.auditID)
+			e := editsOf(usualHeaders, tt.cred, tt.id, addressOf(tt.peer), tt.trusted, tt.forward, tt.auditID)
 			if diff := cmp.Diff(tt.want, wire(e.Add)); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
@@ -352,7 +352,7 @@ func TestEditsAdd(t *testing.T) {
 // sent (an empty one) must not stand before it.
 func TestAuditIDStandsAlone(t *testing.T) {
 	for _, id := range []string{"", "a-1"} {
-		e := usualHeaders.edits(Token, nil, "", false, nil, id)
+		e := editsOf(usualHeaders, Token, nil, "", false, nil, id)
 		for _, name := range []string{"audit-id", "Audit-Id", "AUDIT-ID"} {
 			if got := e.Drop(name); got != (id != "") {
 				t.Errorf("ours is %q: Drop(%q) = %v", id, name, got)
@@ -380,7 +380,7 @@ func TestTokenIsWithheldFromAssertedSubprotocols(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			e := usualHeaders.edits(Asserted, &tlsconf.Identity{User: "u"}, "", false, nil, "")
+			e := editsOf(usualHeaders, Asserted, &tlsconf.Identity{User: "u"}, "", false, nil, "")
 			e.Add = nil
 			e.withholdToken(tt.protocols)
 			if got := e.Drop("Sec-WebSocket-Protocol"); got != tt.drop {
@@ -429,7 +429,7 @@ func FuzzForgedHeadersAreDropped(f *testing.F) {
 				continue
 			}
 			for _, cred := range []Credential{Anonymous, Unproven, Token, Asserted} {
-				e := r.headers.edits(cred, &tlsconf.Identity{User: "u"}, "", true, nil, "")
+				e := editsOf(r.headers, cred, &tlsconf.Identity{User: "u"}, "", true, nil, "")
 				if !e.Drop(name) {
 					t.Errorf("%q reaches the %s pool", name, cred)
 				}
@@ -444,4 +444,15 @@ func FuzzForgedHeadersAreDropped(f *testing.F) {
 // addressOf returns the address as edits gets it of a client.
 func addressOf(peer netip.Addr) string {
 	return (&Client{Peer: netip.AddrPortFrom(peer, 1)}).addressText()
+}
+
+// editsOf works out the edits for an identity.
+func editsOf(h *IdentityHeaders, cred Credential, id *tlsconf.Identity, peer string, trusted bool, forwardedFor []string, auditID string) Edits {
+	var e Edits
+	var asserted []Field
+	if cred == Asserted {
+		asserted = h.Assert(id)
+	}
+	h.edit(&e, cred, asserted, peer, trusted, forwardedFor, auditID)
+	return e
 }

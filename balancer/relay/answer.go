@@ -73,6 +73,9 @@ func (s *stream) sendHead(fields []hpack.Field, end bool) {
 func (s *stream) dataCame(p []byte, end bool) {
 	cc := s.cc
 	s.down.end = end
+	if s.hold == holdWhole && end && len(p) > 0 && s.down.buf.unsent == 0 {
+		s.beginHeld(false) // whole at once: most small answers are
+	}
 	if s.hold != holdNot {
 		s.down.buf.add(p)
 		s.holdOn(len(p))
@@ -134,17 +137,22 @@ func (s *stream) judgeHeld() {
 
 // release lets an answer that was held go to the client.
 func (s *stream) release() {
-	fields := s.pending
-	s.pending, s.hold = nil, holdNot
-	s.conclude()
-	s.sendHead(fields, s.down.end && s.down.buf.unsent == 0 && len(s.down.trailers) == 0)
-	s.cc.sh.giveBack(fields)
+	s.beginHeld(s.down.end && s.down.buf.unsent == 0 && len(s.down.trailers) == 0)
 	if s.done {
 		return
 	}
 	if s.down.waits() {
 		s.cc.enqueue(s, &s.down)
 	}
+}
+
+// beginHeld sends the head of an answer that was held.
+func (s *stream) beginHeld(end bool) {
+	fields := s.pending
+	s.pending, s.hold = nil, holdNot
+	s.conclude()
+	s.sendHead(fields, end)
+	s.cc.sh.giveBack(fields)
 }
 
 // delivered notes that n bytes of the answer have moved on to the client.

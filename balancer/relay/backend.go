@@ -49,7 +49,7 @@ type backendConn struct {
 	pool *pool // static
 
 	// Guarded by sh.mu.
-	streams    map[uint32]*stream
+	streams    streams
 	nextID     uint32
 	maxStreams int
 	maxList    int64  // SETTINGS_MAX_HEADER_LIST_SIZE; 0: none
@@ -112,7 +112,7 @@ const maxUnsent = 256 << 10
 // before it was answered keeps its place for a moment: the backend's handler may
 // still run, and Go's server ends connections on which too many do.
 func (bc *backendConn) hasPlace() bool {
-	return !bc.gone && len(bc.streams)+bc.cooling[0]+bc.cooling[1] < bc.maxStreams
+	return !bc.gone && bc.streams.n+bc.cooling[0]+bc.cooling[1] < bc.maxStreams
 }
 
 // wait puts a stream in line for a connection, and dials one unless that is being
@@ -193,7 +193,7 @@ func (p *pool) connect(ctx context.Context, d *dialing) {
 		}
 		return
 	}
-	bc := &backendConn{pool: p, streams: map[uint32]*stream{}, nextID: 1, maxStreams: assumedStreams}
+	bc := &backendConn{pool: p, nextID: 1, maxStreams: assumedStreams}
 	bc.init(sh, bc, t, t.NetConn().(*Sock), maxAnswerHead)
 	bc.receivable, bc.creditAt = backendConnWindow, backendConnWindow/4
 	p.conns = append(p.conns, bc)
@@ -268,7 +268,7 @@ func (bc *backendConn) open(s *stream) {
 	}
 	s.bc, s.bid = bc, bc.nextID
 	bc.nextID += 2
-	bc.streams[s.bid] = s
+	bc.streams.put(s.bid, s)
 	s.up.window, s.down.receivable = bc.initial, backendWindow
 	bc.beginBlock()
 	for i := range s.head {
@@ -310,7 +310,7 @@ func (bc *backendConn) pump() {
 }
 
 func (bc *backendConn) headers(id uint32, end bool) error {
-	s := bc.streams[id]
+	s := bc.streams.get(id)
 	if s == nil {
 		return nil // its client has gone
 	}
@@ -376,7 +376,7 @@ func (bc *backendConn) broken(s *stream, what string) {
 
 func (bc *backendConn) data(id uint32, p []byte, size int, end bool) error {
 	bc.credit(size)
-	s := bc.streams[id]
+	s := bc.streams.get(id)
 	if s == nil {
 		return nil
 	}
@@ -405,7 +405,7 @@ func (bc *backendConn) data(id uint32, p []byte, size int, end bool) error {
 }
 
 func (bc *backendConn) reset(id uint32, c code) error {
-	s := bc.streams[id]
+	s := bc.streams.get(id)
 	if s == nil {
 		return nil
 	}
@@ -419,7 +419,7 @@ func (bc *backendConn) reset(id uint32, c code) error {
 }
 
 func (bc *backendConn) streamWindow(id, increment uint32) error {
-	s := bc.streams[id]
+	s := bc.streams.get(id)
 	if s == nil {
 		return nil
 	}
@@ -434,7 +434,7 @@ func (bc *backendConn) streamWindow(id, increment uint32) error {
 }
 
 func (bc *backendConn) windowChanged(delta int64) error {
-	for _, s := range bc.streams {
+	for _, s := range bc.streams.all() {
 		if s.up.window += delta; s.up.window > maxWindow {
 			return &connError{codeFlowControl, "stream window too large"}
 		}
@@ -449,14 +449,8 @@ func (bc *backendConn) windowChanged(delta int64) error {
 // elsewhere, or to another connection; the rest finishes.
 func (bc *backendConn) goAway(last uint32, _ code) {
 	bc.gone = true
-	var refused []*stream
-	for id, s := range bc.streams {
-		if id > last {
-			refused = append(refused, s)
-		}
-	}
-	for _, s := range refused {
-		if s.bc != bc {
+	for _, s := range bc.streams.all() {
+		if s.bc != bc || s.bid <= last {
 			continue
 		}
 		e := balancer.Refused
@@ -476,14 +470,14 @@ func (bc *backendConn) retire() {
 }
 
 func (bc *backendConn) closeIfDone() {
-	if bc.gone && len(bc.streams) == 0 && !bc.closing && !bc.over {
+	if bc.gone && bc.streams.n == 0 && !bc.closing && !bc.over {
 		bc.end(nil)
 	}
 }
 
 // forget is called when a stream has left.
 func (bc *backendConn) forget(s *stream) {
-	delete(bc.streams, s.bid)
+	bc.streams.remove(s.bid)
 	if bc.over {
 		return
 	}
@@ -509,11 +503,7 @@ func (bc *backendConn) ended(err error) {
 	if err == nil {
 		err = errors.New("the connection ended")
 	}
-	streams := make([]*stream, 0, len(bc.streams))
-	for _, s := range bc.streams {
-		streams = append(streams, s)
-	}
-	for _, s := range streams {
+	for _, s := range bc.streams.all() {
 		if s.bc == bc {
 			s.lost(e, err)
 		}
@@ -532,7 +522,7 @@ func (p *pool) tick() {
 			continue
 		}
 		after := p.sh.r.PingAfter
-		if len(bc.streams) == 0 {
+		if bc.streams.n == 0 {
 			after = idlePingAfter
 		}
 		switch {
@@ -552,7 +542,7 @@ const surplusAfter = 10 * time.Second
 // surplus reports whether a connection has been idle for long beside another one that
 // has a place.
 func (p *pool) surplus(bc *backendConn) bool {
-	if len(bc.streams) > 0 || bc.cooling != [2]int{} || bc.silence(p.sh.now) < surplusAfter {
+	if bc.streams.n > 0 || bc.cooling != [2]int{} || bc.silence(p.sh.now) < surplusAfter {
 		return false
 	}
 	return slices.ContainsFunc(p.conns, func(other *backendConn) bool { return other != bc && other.hasPlace() })

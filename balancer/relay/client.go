@@ -21,7 +21,7 @@ type clientConn struct {
 	chain  []*x509.Certificate
 
 	// Guarded by sh.mu.
-	streams map[uint32]*stream
+	streams streams
 	last    uint32 // the highest id that the client has opened
 	late    uint32 // the same after the last GOAWAY: what comes on such streams is ignored
 	leaving leaving
@@ -87,7 +87,7 @@ func (r *Relay) admit(t *tls.Conn, client *balancer.Client) *clientConn {
 		panic("relay: a connection that did not come from Wrap")
 	}
 	sh := r.shards[r.turn.Add(1)%uint64(len(r.shards))]
-	cc := &clientConn{client: client, chain: t.ConnectionState().PeerCertificates, streams: map[uint32]*stream{}}
+	cc := &clientConn{client: client, chain: t.ConnectionState().PeerCertificates}
 	cc.init(sh, cc, t, sock, r.MaxHeaderBytes+headerSlack)
 	sock.lazy = true // not so at backends: what they leave unfinished must go elsewhere at once
 	cc.receivable, cc.creditAt = clientConnWindow, clientConnWindow/2
@@ -137,7 +137,7 @@ func failStop() {
 
 // ended takes back all requests.
 func (cc *clientConn) ended(error) {
-	for _, s := range cc.streams {
+	for _, s := range cc.streams.all() {
 		s.clientGone()
 	}
 }
@@ -171,7 +171,7 @@ func (cc *clientConn) pump() {
 
 // headers begins a request, or ends its body with trailers.
 func (cc *clientConn) headers(id uint32, end bool) error {
-	if s := cc.streams[id]; s != nil {
+	if s := cc.streams.get(id); s != nil {
 		return cc.trailers(s, end)
 	}
 	switch {
@@ -186,7 +186,7 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 		return cc.charge(costAnswered) // after the last GOAWAY; the client sends it elsewhere
 	}
 	cc.last = id
-	if len(cc.streams) >= cc.sh.r.Limits.Streams {
+	if cc.streams.n >= cc.sh.r.Limits.Streams {
 		cc.undo(id, codeRefusedStream)
 		return cc.charge(1)
 	}
@@ -199,7 +199,7 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 		return cc.charge(costFault)
 	}
 	s := newStream(cc, id, h, end)
-	cc.streams[id] = s
+	cc.streams.put(id, s)
 	s.begin(&h)
 	if cc.sh.tooLarge() {
 		return cc.charge(costFault)
@@ -226,7 +226,7 @@ func (cc *clientConn) trailers(s *stream, end bool) error {
 }
 
 func (cc *clientConn) data(id uint32, p []byte, size int, end bool) error {
-	s := cc.streams[id]
+	s := cc.streams.get(id)
 	if s == nil {
 		cc.credit(size)
 		if id > cc.last || cc.wasUndone(id) {
@@ -262,7 +262,7 @@ func (cc *clientConn) body(s *stream, p []byte, end bool) error {
 
 // reset takes a request back.
 func (cc *clientConn) reset(id uint32, _ code) error {
-	s := cc.streams[id]
+	s := cc.streams.get(id)
 	if s == nil {
 		return cc.charge(costAnswered) // it may have crossed the end of the answer
 	}
@@ -275,7 +275,7 @@ func (cc *clientConn) reset(id uint32, _ code) error {
 }
 
 func (cc *clientConn) streamWindow(id, increment uint32) error {
-	s := cc.streams[id]
+	s := cc.streams.get(id)
 	switch {
 	case s == nil && increment == 0 && id <= cc.last && !cc.wasUndone(id):
 		return cc.charge(costFault)
@@ -294,7 +294,7 @@ func (cc *clientConn) streamWindow(id, increment uint32) error {
 }
 
 func (cc *clientConn) windowChanged(delta int64) error {
-	for _, s := range cc.streams {
+	for _, s := range cc.streams.all() {
 		if s.down.window += delta; s.down.window > maxWindow {
 			return &connError{codeFlowControl, "stream window too large"}
 		}
@@ -333,8 +333,8 @@ func (cc *clientConn) wasUndone(id uint32) bool { return slices.Contains(cc.undo
 
 // forget is called when a stream has ended.
 func (cc *clientConn) forget(s *stream) {
-	delete(cc.streams, s.id)
-	if len(cc.streams) == 0 {
+	cc.streams.remove(s.id)
+	if cc.streams.n == 0 {
 		cc.idleAt = cc.sh.now
 		cc.leaveIfDone()
 	}
@@ -350,7 +350,7 @@ func (cc *clientConn) leave() {
 }
 
 func (cc *clientConn) leaveIfDone() {
-	if cc.leaving == finished && len(cc.streams) == 0 && !cc.closing && !cc.over {
+	if cc.leaving == finished && cc.streams.n == 0 && !cc.closing && !cc.over {
 		cc.shut(cutAfter)
 	}
 }
@@ -373,7 +373,7 @@ func (cc *clientConn) tick() {
 		cc.sayGoAway(&connError{codeProtocol, "the preface or a header block took too long"})
 	case !cc.partSince.IsZero() && now.Sub(cc.partSince) > limit:
 		cc.sayGoAway(&connError{codeProtocol, "a frame took too long"})
-	case len(cc.streams) == 0 && cc.leaving == staying && now.Sub(cc.idleAt) > cc.sh.r.IdleTimeout:
+	case cc.streams.n == 0 && cc.leaving == staying && now.Sub(cc.idleAt) > cc.sh.r.IdleTimeout:
 		cc.leave()
 	case cc.pingLost(now, clientPingTimeout):
 		cc.end(context.DeadlineExceeded)
@@ -381,7 +381,7 @@ func (cc *clientConn) tick() {
 		cc.ping(now)
 	}
 	if cc.sh.draining {
-		for _, s := range cc.streams {
+		for _, s := range cc.streams.all() {
 			if s.resumable() && s.answered && now.After(s.endBy()) {
 				s.endWatch()
 			}

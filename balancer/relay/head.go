@@ -214,25 +214,27 @@ func (h *requestHead) outgoing(e *balancer.Edits, out []hpack.Field) []hpack.Fie
 	}
 	for _, f := range e.Add {
 		// Who somebody is must not enter the table that all clients share.
-		out = append(out, hpack.Field{Name: lowerName(f.Name), Value: f.Value, Sensitive: true})
+		field := named(f)
+		field.Sensitive = true
+		out = append(out, field)
 	}
 	return out
 }
 
-// lowerName returns the name in lower case, as HTTP/2 has names, without making a new
-// string of those that nearly every request bears.
-func lowerName(name string) string {
-	switch name {
+// named returns a field with its name in lower case, as HTTP/2 has names, without
+// making a new string of those that nearly every request bears.
+func named(f balancer.Field) hpack.Field {
+	switch f.Name {
 	case "X-Forwarded-For":
-		return "x-forwarded-for"
+		return hpack.Make(hpack.ForwardedFor, f.Value)
 	case "Audit-Id":
-		return "audit-id"
+		return hpack.Make(hpack.AuditID, f.Value)
 	case "X-Remote-User":
-		return "x-remote-user"
+		return hpack.Field{Name: "x-remote-user", Value: f.Value}
 	case "X-Remote-Group":
-		return "x-remote-group"
+		return hpack.Field{Name: "x-remote-group", Value: f.Value}
 	}
-	return strings.ToLower(name)
+	return hpack.Field{Name: strings.ToLower(f.Name), Value: f.Value}
 }
 
 // unindexed reports whether a field must not enter the compression table of a

@@ -293,7 +293,7 @@ func (sh *shard) unrest() string {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for cc := range sh.clients {
-		if n := len(cc.streams); n != 0 {
+		if n := cc.streams.n; n != 0 {
 			return fmt.Sprintf("%d streams of a client", n)
 		}
 		if got := cc.receivable + cc.owed; got != clientConnWindow && !cc.over && !cc.closing {
@@ -308,7 +308,7 @@ func (sh *shard) unrest() string {
 			return fmt.Sprintf("%d wait for a connection to %s", n, key.backend.Name)
 		}
 		for _, bc := range p.conns {
-			if n := len(bc.streams); n != 0 {
+			if n := bc.streams.n; n != 0 {
 				return fmt.Sprintf("%d streams at %s", n, key.backend.Name)
 			}
 			if got := bc.receivable + bc.owed; got != backendConnWindow {
