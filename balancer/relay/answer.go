@@ -10,25 +10,25 @@ import (
 // answerCame takes the final head of an answer.
 func (s *stream) answerCame(h *answerHead, end bool) {
 	s.code, s.left = h.code, h.length
-	if s.method == "HEAD" || h.code == http.StatusNotModified || end {
+	if s.isHead || h.code == http.StatusNotModified || end {
 		s.left = -1 // the length is that of an answer to GET, or of what the client has
 	}
-	s.maybe = answerHead{status: h.status, code: h.code}
+	s.ask.maybe = answerHead{status: h.status, code: h.code}
 	s.down.end = end
 	// What exec and proxy reach is not kube-apiserver's own word, and would not be
 	// sent again anyway.
 	switch {
-	case !s.decision.DialRetryOnly() && balancer.MaybeShutdown(h.code, h.get):
+	case !s.ask.decision.DialRetryOnly() && balancer.MaybeShutdown(h.code, h.get):
 		s.hold = holdPeek
-	case !end && s.decision.HoldsAnswer(s.method, h.code, h.contentType, h.length):
+	case !end && s.ask.decision.HoldsAnswer(s.ask.method, h.code, h.contentType, h.length):
 		s.hold = holdWhole
 	default:
 		s.conclude()
-		s.sendHead(h.fields, end && len(s.down.trailers) == 0)
+		s.sendHead(h.fields, end && s.down.trailers == nil)
 		return
 	}
-	s.maybe.length, s.maybe.contentType = h.length, h.contentType
-	s.pending = append(s.cc.sh.borrow(), h.fields...)
+	s.ask.maybe.length, s.ask.maybe.contentType = h.length, h.contentType
+	s.ask.pending = append(s.cc.sh.borrow(), h.fields...)
 	if end {
 		s.judgeHeld()
 	}
@@ -37,27 +37,30 @@ func (s *stream) answerCame(h *answerHead, end bool) {
 // conclude notes that the answer is the one that the client gets: nothing of the
 // request needs to be held any more.
 func (s *stream) conclude() {
-	s.cc.sh.r.Core.Concluded(s.decision, s.code, s.cc.sh.now)
-	s.forgetHead()
-	s.decision, s.path = nil, ""
+	s.cc.sh.r.Core.Concluded(s.ask.decision, s.code, s.cc.sh.now)
 	s.dropBody()
 }
 
-// forgetHead lets go of what would be needed to send the request again.
-func (s *stream) forgetHead() {
-	s.cc.sh.giveBack(s.head)
-	s.head, s.tried = nil, nil
+// forgetAsking lets go of what would be needed to send the request again.
+func (s *stream) forgetAsking() {
+	if s.ask == nil {
+		return
+	}
+	s.cc.sh.giveBack(s.ask.head)
+	s.cc.sh.giveBack(s.ask.pending)
+	s.ask = nil
 }
 
 // sendHead begins the answer at the client.
 func (s *stream) sendHead(fields []hpack.Field, end bool) {
 	cc := s.cc
+	status := hpack.Make(hpack.Status, s.ask.maybe.status)
 	s.answered = true
+	s.forgetAsking()
 	if cc.over || cc.closing {
 		return
 	}
 	cc.beginBlock()
-	status := hpack.Make(hpack.Status, s.maybe.status)
 	cc.encode(&status)
 	for i := range fields {
 		cc.encode(&fields[i])
@@ -73,18 +76,18 @@ func (s *stream) sendHead(fields []hpack.Field, end bool) {
 func (s *stream) dataCame(p []byte, end bool) {
 	cc := s.cc
 	s.down.end = end
-	if s.hold == holdWhole && end && len(p) > 0 && s.down.buf.unsent == 0 {
+	if s.hold == holdWhole && end && len(p) > 0 && s.down.buf.waiting() == 0 {
 		s.beginHeld(false) // whole at once: most small answers are
 	}
 	if s.hold != holdNot {
-		s.down.buf.add(p)
+		s.down.add(p)
 		s.holdOn(len(p))
 		return
 	}
 	if len(p) == 0 && !end {
 		return
 	}
-	if s.down.buf.unsent == 0 && !s.down.queued && len(p) <= cc.sendable(len(p), s.down.window) && len(cc.out) < outLimit {
+	if s.down.buf.waiting() == 0 && !s.down.queued && len(p) <= cc.sendable(len(p), s.down.window) && len(cc.out) < outLimit {
 		cc.write(appendData(cc.begin(frameHeaderLen+len(p)), s.id, p, end))
 		s.down.window -= int64(len(p))
 		cc.window -= int64(len(p))
@@ -93,7 +96,7 @@ func (s *stream) dataCame(p []byte, end bool) {
 		s.delivered(len(p))
 		return
 	}
-	s.down.buf.add(p)
+	s.down.add(p)
 	cc.enqueue(s, &s.down)
 }
 
@@ -117,7 +120,7 @@ func (s *stream) holdOn(n int) {
 // judgeHeld decides whether an answer that is held has shown enough.
 func (s *stream) judgeHeld() {
 	if s.hold == holdPeek {
-		if !s.down.end && s.down.buf.unsent < balancer.ShutdownBodyBytes {
+		if !s.down.end && s.down.buf.waiting() < balancer.ShutdownBodyBytes {
 			return
 		}
 		if balancer.ShutdownBody(s.down.buf.prefix(balancer.ShutdownBodyBytes)) {
@@ -125,19 +128,19 @@ func (s *stream) judgeHeld() {
 			return
 		}
 		s.hold = holdNot
-		if !s.down.end && s.decision.HoldsAnswer(s.method, s.code, s.maybe.contentType, s.maybe.length) {
+		if !s.down.end && s.ask.decision.HoldsAnswer(s.ask.method, s.code, s.ask.maybe.contentType, s.ask.maybe.length) {
 			s.hold = holdWhole
 			return
 		}
 	}
-	if s.down.end || s.hold == holdNot || s.down.buf.unsent > balancer.AnswerHoldBytes {
+	if s.down.end || s.hold == holdNot || s.down.buf.waiting() > balancer.AnswerHoldBytes {
 		s.release()
 	}
 }
 
 // release lets an answer that was held go to the client.
 func (s *stream) release() {
-	s.beginHeld(s.down.end && s.down.buf.unsent == 0 && len(s.down.trailers) == 0)
+	s.beginHeld(s.down.end && s.down.buf.waiting() == 0 && s.down.trailers == nil)
 	if s.done {
 		return
 	}
@@ -148,8 +151,8 @@ func (s *stream) release() {
 
 // beginHeld sends the head of an answer that was held.
 func (s *stream) beginHeld(end bool) {
-	fields := s.pending
-	s.pending, s.hold = nil, holdNot
+	fields := s.ask.pending
+	s.ask.pending, s.hold = nil, holdNot
 	s.conclude()
 	s.sendHead(fields, end)
 	s.cc.sh.giveBack(fields)
@@ -159,7 +162,8 @@ func (s *stream) beginHeld(end bool) {
 func (s *stream) delivered(n int) {
 	early := min(n, s.early)
 	s.early -= early
-	if s.down.buf.unsent == 0 {
+	if s.down.buf.waiting() == 0 {
+		s.down.buf = nil
 		s.giveRoom()
 	}
 	if n -= early; n > 0 && !s.down.end {
@@ -183,7 +187,7 @@ func (s *stream) creditBackend(n int) {
 		return
 	}
 	increment := s.down.owed
-	if s.class == balancer.Short && s.hold == holdNot && s.down.buf.unsent == 0 && s.target < maxStreamWindow {
+	if s.class == balancer.Short && s.hold == holdNot && s.down.buf.waiting() == 0 && s.target < maxStreamWindow {
 		grow := min(3*s.target, maxStreamWindow-s.target, maxExtraWindow-s.cc.extra)
 		if grow > 0 && s.cc.sh.r.windows.Take(int64(grow)) {
 			s.target += grow

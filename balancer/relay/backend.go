@@ -118,7 +118,7 @@ func (bc *backendConn) hasPlace() bool {
 // wait puts a stream in line for a connection, and dials one unless that is being
 // done: one at a time, and all who wait share its fate.
 func (p *pool) wait(s *stream) {
-	s.pool = p
+	s.ask.pool = p
 	p.waiting = append(p.waiting, s)
 	p.dial()
 }
@@ -139,7 +139,7 @@ func (p *pool) dial() {
 
 // forget takes a stream out of the line.
 func (p *pool) forget(s *stream) {
-	s.pool = nil
+	s.ask.pool = nil
 	for i, w := range p.waiting {
 		if w == s {
 			p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
@@ -177,7 +177,7 @@ func (p *pool) connect(ctx context.Context, d *dialing) {
 		waiting := p.waiting
 		p.waiting = nil
 		for _, s := range waiting {
-			s.pool = nil
+			s.ask.pool = nil
 		}
 		for _, s := range waiting {
 			switch {
@@ -259,7 +259,7 @@ func (r *Relay) Learn(ctx context.Context, b *backend.Backend) {
 
 // open sends the head of a request as a new stream.
 func (bc *backendConn) open(s *stream) {
-	if bc.maxList > 0 && listSize(s.head) > bc.maxList {
+	if bc.maxList > 0 && listSize(s.ask.head) > bc.maxList {
 		s.slot.Release()
 		s.slot = nil
 		s.refuse(&balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest,
@@ -271,15 +271,15 @@ func (bc *backendConn) open(s *stream) {
 	bc.streams.put(s.bid, s)
 	s.up.window, s.down.receivable = bc.initial, backendWindow
 	bc.beginBlock()
-	for i := range s.head {
-		f := &s.head[i]
+	for i := range s.ask.head {
+		f := &s.ask.head[i]
 		if f.Value == "" && f.Which() == hpack.Authority {
 			named := hpack.Make(hpack.Authority, bc.pool.backend.Address) // HTTP/2 must name one
 			f = &named
 		}
 		bc.encode(f)
 	}
-	end := s.up.end && s.up.buf.unsent == 0
+	end := s.up.end && s.up.buf.waiting() == 0
 	bc.write(bc.appendBlock(s.bid, end))
 	s.up.ended = end
 	if !end {
@@ -359,7 +359,8 @@ func (bc *backendConn) trailers(s *stream, end bool) {
 		bc.broken(s, "a body of another length than declared")
 		return
 	}
-	s.down.trailers = append([]hpack.Field(nil), bc.sh.fields...)
+	trailers := append([]hpack.Field(nil), bc.sh.fields...)
+	s.down.trailers = &trailers
 	s.down.end = true
 	if s.hold != holdNot {
 		s.judgeHeld()
@@ -388,7 +389,7 @@ func (bc *backendConn) data(id uint32, p []byte, size int, end bool) error {
 	case s.down.receivable < 0:
 		s.detach(codeFlowControl)
 		s.lost(balancer.Lost, errors.New("more DATA than the window allows"))
-	case s.method == "HEAD" && len(p) > 0:
+	case s.isHead && len(p) > 0:
 		bc.broken(s, "DATA in answer to HEAD")
 	case s.left >= 0 && (int64(len(p)) > s.left || end && int64(len(p)) < s.left):
 		bc.broken(s, "a body of another length than declared")

@@ -11,7 +11,23 @@ type buffer struct {
 	sent   int64     // offset of that byte in all that was ever added
 	keep   bool
 	kept   int   // bytes before it that are still there
-	gone   int64 // bytes that are not there any more
+	lost   int64 // bytes that are not there any more
+}
+
+// waiting returns how many bytes are to be sent; a buffer that is nil has none.
+func (b *buffer) waiting() int {
+	if b == nil {
+		return 0
+	}
+	return b.unsent
+}
+
+// gone returns how many bytes have been sent.
+func (b *buffer) gone() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.sent
 }
 
 // chunkBytes is room for many small pieces, so that a body that comes in bytes takes
@@ -63,6 +79,9 @@ func (b *buffer) advance(n int) {
 
 // drop lets go of the chunks that have been sent.
 func (b *buffer) drop() {
+	if b == nil {
+		return
+	}
 	b.keep = false
 	clear(b.chunks[:b.chunk])
 	if b.chunk == len(b.chunks) {
@@ -71,31 +90,45 @@ func (b *buffer) drop() {
 		b.chunks = b.chunks[b.chunk:]
 	}
 	b.chunk = 0
-	b.gone, b.kept = b.sent, 0
+	b.lost, b.kept = b.sent, 0
 }
 
 // whole reports whether all that was added is still there.
-func (b *buffer) whole() bool { return b.gone == 0 }
+func (b *buffer) whole() bool { return b == nil || b.lost == 0 }
 
 // rewind begins anew. The buffer must be whole.
 func (b *buffer) rewind() {
+	if b == nil {
+		return
+	}
 	b.unsent += b.kept
 	b.chunk, b.at, b.kept, b.sent = 0, 0, 0, 0
 }
 
 // discard empties the buffer.
 func (b *buffer) discard() {
+	if b == nil {
+		return
+	}
 	b.sent += int64(b.unsent)
 	b.chunks, b.chunk, b.at, b.unsent = nil, 0, 0, 0
-	b.gone, b.kept = b.sent, 0
+	b.lost, b.kept = b.sent, 0
 }
 
 // size returns the bytes that are there, sent or not.
-func (b *buffer) size() int { return b.kept + b.unsent }
+func (b *buffer) size() int {
+	if b == nil {
+		return 0
+	}
+	return b.kept + b.unsent
+}
 
 // prefix returns up to n bytes from the beginning, without taking them away.
 func (b *buffer) prefix(n int) []byte {
 	var p []byte
+	if b == nil {
+		return p
+	}
 	for _, c := range b.chunks {
 		if len(p) == n {
 			break

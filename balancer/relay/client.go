@@ -164,7 +164,7 @@ func (cc *clientConn) pump() {
 			return &s.down, s.id
 		},
 		func(s *stream, n int) {
-			cc.drew(n, s.down.buf.unsent > 0)
+			cc.drew(n, s.down.buf.waiting() > 0)
 			s.delivered(n)
 		})
 }

@@ -69,6 +69,7 @@ type Options struct {
 type Relay struct {
 	Options
 	shards  []*shard
+	epoch   time.Time // what streams count their time from
 	turn    atomic.Uint64
 	windows *balancer.Room // for windows beyond the usual at backends
 	bodies  *balancer.Room // for request bodies that are kept to be sent again
@@ -80,7 +81,7 @@ const keptBodies = 64 << 20
 
 // New returns a Relay; it starts nothing.
 func New(o Options) *Relay {
-	r := &Relay{Options: o, windows: balancer.NewRoom(extraWindows), bodies: balancer.NewRoom(keptBodies)}
+	r := &Relay{Options: o, epoch: time.Now(), windows: balancer.NewRoom(extraWindows), bodies: balancer.NewRoom(keptBodies)}
 	for range max(1, o.Shards) {
 		r.shards = append(r.shards, newShard(r))
 	}

@@ -50,13 +50,13 @@ func (c *conn) pumpReady(side func(*stream) (*lane, uint32), sent func(s *stream
 // pumpLane sends what it may of a lane on a stream of this leg and returns how much
 // that was, and whether something is left.
 func (c *conn) pumpLane(id uint32, l *lane) (sent int, left bool) {
-	for l.buf.unsent > 0 {
-		n := c.sendable(l.buf.unsent, l.window)
+	for l.buf.waiting() > 0 {
+		n := c.sendable(l.buf.waiting(), l.window)
 		p := l.buf.next(n)
 		if len(p) == 0 {
 			return sent, true
 		}
-		end := l.end && len(p) == l.buf.unsent && len(l.trailers) == 0
+		end := l.end && len(p) == l.buf.waiting() && l.trailers == nil
 		c.out = appendData(c.begin(frameHeaderLen+len(p)), id, p, end)
 		l.buf.advance(len(p))
 		l.window -= int64(len(p))
@@ -69,13 +69,13 @@ func (c *conn) pumpLane(id uint32, l *lane) (sent int, left bool) {
 			break // the next stream's turn
 		}
 	}
-	if l.buf.unsent > 0 {
+	if l.buf.waiting() > 0 {
 		return sent, true
 	}
 	if l.end && !l.ended {
 		l.ended = true
-		if len(l.trailers) > 0 {
-			c.out = c.appendFields(id, l.trailers, true)
+		if l.trailers != nil {
+			c.out = c.appendFields(id, *l.trailers, true)
 		} else {
 			c.out = appendData(c.begin(short), id, nil, true)
 		}

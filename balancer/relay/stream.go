@@ -15,18 +15,27 @@ import (
 // lane is one direction of a stream: what waits to be sent, and the windows on both
 // of its legs.
 type lane struct {
-	buf        buffer
-	end        bool // nothing follows what is in buf
-	ended      bool // END_STREAM has been sent
-	queued     bool // in the ready list of the leg that it is sent on
-	trailers   []hpack.Field
+	buf        *buffer // nil: nothing waits
+	trailers   *[]hpack.Field
+	end        bool  // nothing follows what is in buf
+	ended      bool  // END_STREAM has been sent
+	queued     bool  // in the ready list of the leg that it is sent on
+	keep       bool  // what is sent is kept, to be sent again
 	window     int64 // bytes that may be sent
 	receivable int   // bytes that the sender may still send us
 	owed       int   // bytes that have moved on and are not credited to the sender yet
 }
 
 // waits reports whether there is something to send.
-func (l *lane) waits() bool { return l.buf.unsent > 0 || l.end && !l.ended }
+func (l *lane) waits() bool { return l.buf.waiting() > 0 || l.end && !l.ended }
+
+// add lets a piece wait to be sent.
+func (l *lane) add(p []byte) {
+	if l.buf == nil {
+		l.buf = &buffer{keep: l.keep}
+	}
+	l.buf.add(p)
+}
 
 // holding is why an answer waits here although it has begun at the backend.
 type holding uint8
@@ -38,60 +47,68 @@ const (
 )
 
 // stream is one request and its answer, from a stream of a client connection to one
-// of a backend connection.
+// of a backend connection. It is small, since watches are many and live for long: what
+// only matters until the answer begins is in asking.
 type stream struct {
 	// Static after construction.
 	cc      *clientConn
 	id      uint32
-	started time.Time
-	method  string
+	isHead  bool          // the method is HEAD
+	started time.Duration // since Relay.epoch
 
 	// Static after begin.
-	verb       string
 	class      balancer.Class
 	credential balancer.Credential
 	watch      bool
+	verb       string
 
 	// Guarded by sh.mu.
-	path     string             // without the query, which may hold a secret; until the answer begins
-	decision *balancer.Decision // likewise: a watch need not carry what only its beginning needs
+	ask *asking // nil once the answer has begun at the client
 
-	head    []hpack.Field // for a backend; nil once it cannot be sent again
-	length  int64         // of the request body, as declared, less what has come; -1: not declared
-	credits int64         // offset in the request body up to which the client has its window back
+	length   int64 // of the request body, as declared, less what has come; -1: not declared
+	credits  int64 // offset in the request body up to which the client has its window back
+	bodyRoom int   // bytes taken from Relay.bodies
 
-	bodyRoom int // bytes taken from Relay.bodies
+	slot *backend.Slot    // nil: no backend at the moment
+	at   *backend.Backend // of the last attempt; nil: none was made
+	bc   *backendConn     // nil: on none
+	bid  uint32           // its id there
 
-	slot     *backend.Slot      // nil: no backend at the moment
-	at       *backend.Backend   // of the last attempt; nil: none was made
-	tried    []*backend.Backend // ruled out for this request
-	losses   int
-	refusals int
-	pool     *pool        // where it waits for a connection; nil: nowhere
-	bc       *backendConn // nil: on none
-	bid      uint32       // its id there
-
-	code     int // of the answer; 0: none
 	hold     holding
-	pending  []hpack.Field // the head of an answer that is held
-	maybe    answerHead    // of it, without its fields
+	answered bool // the answer has begun at the client
+	done     bool
+	code     int           // of the answer; 0: none
 	room     int           // bytes taken from Core.Answers
 	left     int64         // bytes of its body that are still to come; -1: not declared
 	early    int           // bytes in down.buf for which the backend has its window back
 	target   int           // of the window at the backend
-	answered bool          // the answer has begun at the client
-	done     bool
-	endAt    time.Time // of a watch while the balancer drains
+	endAt    time.Duration // of a watch while the balancer drains, since Relay.epoch; 0: not chosen yet
 
 	up, down lane
 }
 
+// asking is what of a request matters until its answer begins at the client.
+type asking struct {
+	method   string
+	path     string // without the query, which may hold a secret
+	decision *balancer.Decision
+	head     []hpack.Field      // for a backend
+	tried    []*backend.Backend // ruled out for this request
+	losses   int
+	refusals int
+	pool     *pool // where it waits for a connection; nil: nowhere
+
+	maybe   answerHead    // of an answer that is held, without its fields
+	pending []hpack.Field // those
+}
+
 func newStream(cc *clientConn, id uint32, h requestHead, end bool) *stream {
-	s := &stream{cc: cc, id: id, started: cc.sh.now, method: h.method, length: h.length, target: backendWindow}
+	s := &stream{cc: cc, id: id, isHead: h.method == "HEAD", started: cc.sh.now.Sub(cc.sh.r.epoch), length: h.length, target: backendWindow}
+	s.ask = &asking{method: h.method}
 	s.down.window = cc.initial
 	s.up.receivable = clientWindow
 	s.up.end = end
-	s.up.buf.keep = true
+	s.up.keep = true
 	return s
 }
 
@@ -100,7 +117,7 @@ func (s *stream) begin(h *requestHead) {
 	sh := s.cc.sh
 	core := sh.r.Core
 	d := h.decisive()
-	s.path = d.Path
+	s.ask.path = d.Path
 	var refusal *balancer.Refusal
 	switch {
 	case sh.tooLarge():
@@ -108,28 +125,28 @@ func (s *stream) begin(h *requestHead) {
 	default:
 		if refusal = h.unusable(); refusal == nil {
 			d.Chain = s.cc.chain
-			s.decision, refusal = core.Decide(&d, s.cc.client, sh.now)
+			s.ask.decision, refusal = core.Decide(&d, s.cc.client, sh.now)
 		}
 	}
 	if refusal != nil {
-		s.decision = &balancer.Decision{Attributes: balancer.Attribute(d.Method, d.Path, d.RawQuery)}
+		s.ask.decision = &balancer.Decision{Attributes: balancer.Attribute(d.Method, d.Path, d.RawQuery)}
 	}
-	s.verb, s.class, s.credential, s.watch = s.decision.Verb, s.decision.Class, s.decision.Credential, s.decision.Watch()
+	s.verb, s.class, s.credential, s.watch = s.ask.decision.Verb, s.ask.decision.Class, s.ask.decision.Credential, s.ask.decision.Watch()
 	sh.r.Metrics.InFlight(s.class, 1)
 	if refusal != nil {
 		s.refuse(refusal)
 		return
 	}
 	core.RetryBudget(s.credential).Deposit()
-	s.head = h.outgoing(&s.decision.Edits, sh.borrow())
-	s.decision.Edits = balancer.Edits{}
+	s.ask.head = h.outgoing(&s.ask.decision.Edits, sh.borrow())
+	s.ask.decision.Edits = balancer.Edits{}
 	s.attempt()
 }
 
 // attempt chooses a backend and sends the request there, or waits for a connection.
 func (s *stream) attempt() {
 	sh := s.cc.sh
-	s.slot = sh.r.Core.Pick(s.cc.client, s.decision, s.tried, sh.now)
+	s.slot = sh.r.Core.Pick(s.cc.client, s.ask.decision, s.ask.tried, sh.now)
 	if s.slot == nil {
 		s.refuse(balancer.NoBackend())
 		return
@@ -146,19 +163,19 @@ func (s *stream) attempt() {
 // failed decides what follows from an attempt that got no answer that can be used.
 func (s *stream) failed(e balancer.Event, err error) {
 	sh, b := s.cc.sh, s.slot.Backend
-	if e.Spares(s.refusals) {
-		s.refusals++
+	if e.Spares(s.ask.refusals) {
+		s.ask.refusals++
 	} else {
-		s.tried = append(s.tried, b)
+		s.ask.tried = append(s.ask.tried, b)
 	}
 	core := sh.r.Core
 	a := balancer.Attempt{
 		Event:    e,
-		Method:   s.method,
+		Method:   s.ask.method,
 		BodyHeld: s.up.buf.whole(),
-		DialOnly: s.decision.DialRetryOnly(),
-		Losses:   s.losses,
-		Left:     core.Left(s.tried, sh.now),
+		DialOnly: s.ask.decision.DialRetryOnly(),
+		Losses:   s.ask.losses,
+		Left:     core.Left(s.ask.tried, sh.now),
 		Err:      err,
 	}
 	switch e {
@@ -170,7 +187,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 		sh.r.Passive(b, health.ShutdownAnnounced)
 	}
 	again, refusal := a.Again(core.RetryBudget(s.credential))
-	sh.r.Log.Debug("attempt failed", "backend", b.Name, "event", e.String(), "again", again, "method", s.method, "path", balancer.Shorten(s.path), "auditID", balancer.Shorten(s.decision.AuditID), "err", err)
+	sh.r.Log.Debug("attempt failed", "backend", b.Name, "event", e.String(), "again", again, "method", s.ask.method, "path", balancer.Shorten(s.ask.path), "auditID", balancer.Shorten(s.ask.decision.AuditID), "err", err)
 	if !again && e == balancer.ShuttingDown {
 		s.release() // its own words, with its own Retry-After
 		return
@@ -185,7 +202,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 	}
 	sh.r.Metrics.Retried(b.Name, e)
 	if e == balancer.Lost || e == balancer.Died {
-		s.losses++
+		s.ask.losses++
 	}
 	s.up.buf.rewind()
 	s.up.ended, s.up.queued = false, false
@@ -194,9 +211,9 @@ func (s *stream) failed(e balancer.Event, err error) {
 
 // dropAnswer forgets an answer that was held.
 func (s *stream) dropAnswer() {
-	s.cc.sh.giveBack(s.pending)
-	s.pending, s.hold = nil, holdNot
-	s.down.buf.discard()
+	s.cc.sh.giveBack(s.ask.pending)
+	s.ask.pending, s.hold = nil, holdNot
+	s.down.buf = nil
 	s.down.end, s.down.trailers, s.down.owed = false, nil, 0
 	s.shrink()
 	s.early = 0
@@ -218,17 +235,16 @@ func (s *stream) giveRoom() {
 
 // bodyCame takes a piece of the request body, and its end.
 func (s *stream) bodyCame(p []byte) {
-	b := &s.up.buf
 	if s.down.ended || s.slot == nil {
 		s.uploaded(len(p)) // the answer is there already: nobody wants it
 		return
 	}
-	if b.keep && (b.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.bodies.Take(int64(len(p)))) {
+	if s.up.keep && (s.up.buf.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.bodies.Take(int64(len(p)))) {
 		s.dropBody()
-	} else if b.keep {
+	} else if s.up.keep {
 		s.bodyRoom += len(p)
 	}
-	b.add(p)
+	s.up.add(p)
 	if s.bc != nil {
 		s.bc.enqueue(s, &s.up)
 	}
@@ -236,6 +252,7 @@ func (s *stream) bodyCame(p []byte) {
 
 // dropBody lets go of what is kept of the request body to be sent again.
 func (s *stream) dropBody() {
+	s.up.keep = false
 	s.up.buf.drop()
 	s.cc.sh.r.bodies.Give(int64(s.bodyRoom))
 	s.bodyRoom = 0
@@ -244,8 +261,9 @@ func (s *stream) dropBody() {
 // sentUp notes that the request body has been sent on up to an offset that may be
 // new.
 func (s *stream) sentUp() {
-	if n := s.up.buf.sent - s.credits; n > 0 {
-		s.credits = s.up.buf.sent
+	if sent := s.up.buf.gone(); sent > s.credits {
+		n := sent - s.credits
+		s.credits = sent
 		s.uploaded(int(n))
 	}
 }
@@ -286,8 +304,8 @@ func (s *stream) afterDown() {
 // detach takes the stream off its backend connection. Where the backend has not
 // ended it, or waits for more, it is reset with the code; codeNone: both are done.
 func (s *stream) detach(c code) {
-	if p := s.pool; p != nil {
-		p.forget(s)
+	if s.ask != nil && s.ask.pool != nil {
+		s.ask.pool.forget(s)
 	}
 	bc := s.bc
 	if bc == nil {
@@ -317,13 +335,10 @@ func (s *stream) finish() {
 		s.slot = nil
 	}
 	// What of the body nobody took is credited all the same.
-	s.cc.credit(int(s.up.buf.sent + int64(s.up.buf.unsent) - s.credits))
-	s.forgetHead()
-	s.cc.sh.giveBack(s.pending)
-	s.pending = nil
+	s.cc.credit(int(s.up.buf.gone() + int64(s.up.buf.waiting()) - s.credits))
+	s.forgetAsking()
 	s.dropBody()
-	s.up.buf.discard()
-	s.down.buf.discard()
+	s.up.buf, s.down.buf = nil, nil
 	s.giveRoom()
 	s.shrink()
 	s.cc.forget(s)
@@ -338,7 +353,7 @@ func (s *stream) finish() {
 		Credential: s.credential,
 		Backend:    name,
 		Code:       s.code,
-		Took:       sh.now.Sub(s.started),
+		Took:       sh.now.Sub(sh.r.epoch) - s.started,
 	})
 }
 
@@ -391,14 +406,14 @@ func (s *stream) endWatch() {
 // endBy returns when a watch ends while the balancer drains: at a random time, so
 // that their clients do not all come to the next balancer at once.
 func (s *stream) endBy() time.Time {
-	if s.endAt.IsZero() {
-		now := s.cc.sh.now
-		s.endAt = now
-		if left := s.cc.sh.until.Sub(now); left > 0 {
-			s.endAt = now.Add(rand.N(left))
+	sh := s.cc.sh
+	if s.endAt == 0 {
+		s.endAt = sh.now.Sub(sh.r.epoch)
+		if left := sh.until.Sub(sh.now); left > 0 {
+			s.endAt += rand.N(left)
 		}
 	}
-	return s.endAt
+	return sh.r.epoch.Add(s.endAt)
 }
 
 // refuse answers with the refusal's Status.
@@ -407,27 +422,26 @@ func (s *stream) refuse(r *balancer.Refusal) {
 	s.detach(codeCancel)
 	s.code = r.Code
 	sh.r.Metrics.Refused(r.Reason)
-	sh.r.Refusals.Log(r, s.decision, s.method, s.path, s.cc.client)
+	sh.r.Refusals.Log(r, s.ask.decision, s.ask.method, s.ask.path, s.cc.client)
 	body := r.Status(sh.r.Name)
-	s.maybe.status = strconv.Itoa(r.Code)
+	s.ask.maybe.status = strconv.Itoa(r.Code)
 	fields := []hpack.Field{
 		{Name: "content-type", Value: "application/json"},
 		{Name: "content-length", Value: strconv.Itoa(len(body))},
 	}
-	if s.decision.AuditID != "" {
-		fields = append(fields, hpack.Field{Name: "audit-id", Value: s.decision.AuditID})
+	if s.ask.decision.AuditID != "" {
+		fields = append(fields, hpack.Field{Name: "audit-id", Value: s.ask.decision.AuditID})
 	}
 	if r.RetryAfter > 0 {
 		fields = append(fields, hpack.Field{Name: "retry-after", Value: strconv.Itoa(r.RetryAfter)})
 	}
-	s.forgetHead()
 	s.dropBody()
 	s.down.end = true
-	if s.method == "HEAD" {
+	if s.isHead {
 		s.sendHead(fields, true)
 		return
 	}
-	s.down.buf.add(body)
+	s.down.add(body)
 	s.early = len(body)
 	s.sendHead(fields, false)
 	s.cc.enqueue(s, &s.down)
