@@ -19,6 +19,16 @@ const (
 	gcEvery   = 100 * time.Millisecond
 )
 
+// When little has been allocated for a while, what a burst has left behind goes back to
+// the system: garbage, which nothing would collect before long, and free memory.
+const (
+	restAfter   = time.Second
+	restBytes   = 256 << 10 // allocated in that time: probes and some watches go on
+	restWorth   = 2 << 20   // bytes to be had, and
+	restPercent = 10        // of what is in use, at least
+	restAgain   = 10 * time.Second
+)
+
 // gcTarget returns the GOGC for the bytes in use. GOGC is a share of the heap in use
 // and of what is scanned beside it, stacks and globals.
 func gcTarget(live uint64) int {
@@ -26,32 +36,77 @@ func gcTarget(live uint64) int {
 	return min(gcMost, max(gcPercent, int(100*gcLeast/live)))
 }
 
-// inUse are the metrics whose sum GOGC is a share of.
-var inUse = []string{"/gc/heap/live:bytes", "/gc/scan/stack:bytes", "/gc/scan/globals:bytes"}
+// memory is what the runtime tells of itself, in bytes.
+type memory struct {
+	live    uint64 // in use at the end of the last collection
+	scanned uint64 // stacks and globals
+	objects uint64 // in use now, and garbage
+	free    uint64 // neither, and not given back
+	made    uint64 // allocated since the start
+}
+
+// spare is what there is to be given back.
+func (m memory) spare() uint64 { return m.free + m.objects - min(m.objects, m.live) }
+
+// rest finds the moments at which memory is to be given back.
+type rest struct {
+	since time.Time // of the last reading at which much had been allocated
+	made  uint64    // by then
+	done  time.Time // when memory was given back
+}
+
+// due takes a reading and reports whether memory is to be given back now.
+func (r *rest) due(now time.Time, m memory) bool {
+	if m.made-r.made > restBytes {
+		r.since, r.made = now, m.made
+		return false
+	}
+	if now.Sub(r.since) < restAfter {
+		return false
+	}
+	r.since, r.made = now, m.made
+	if m.spare() < max(restWorth, m.live*restPercent/100) || now.Sub(r.done) < restAgain {
+		return false
+	}
+	r.done = now
+	return true
+}
+
+// readings are the metrics that make a memory.
+var readings = []string{
+	"/gc/heap/live:bytes", "/gc/scan/stack:bytes", "/gc/scan/globals:bytes",
+	"/memory/classes/heap/objects:bytes", "/memory/classes/heap/free:bytes", "/gc/heap/allocs:bytes",
+}
+
+func readMemory(samples []metrics.Sample) memory {
+	metrics.Read(samples)
+	n := func(i int) uint64 { return samples[i].Value.Uint64() }
+	return memory{live: n(0), scanned: n(1) + n(2), objects: n(3), free: n(4), made: n(5)}
+}
 
 // tuneGC sets GOGC as memory in use grows and shrinks, unless the environment has set
-// it, until ctx is done.
+// it, and gives memory back when the process is at rest, until ctx is done.
 func tuneGC(ctx context.Context) error {
 	if os.Getenv("GOGC") != "" {
 		return nil
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	var samples []metrics.Sample
-	for _, name := range inUse {
+	for _, name := range readings {
 		samples = append(samples, metrics.Sample{Name: name})
 	}
 	tick := time.NewTicker(gcEvery)
 	defer tick.Stop()
+	var r rest
 	for current := gcPercent; ; {
-		metrics.Read(samples)
-		var live uint64
-		for _, s := range samples {
-			live += s.Value.Uint64()
-		}
+		m := readMemory(samples)
 		// To set it stops the world for a moment, so small changes are not worth it.
-		if want := gcTarget(live); want > current*5/4 || want < current*4/5 {
+		if want := gcTarget(m.live + m.scanned); want > current*5/4 || want < current*4/5 {
 			debug.SetGCPercent(want)
 			current = want
+		}
+		if r.due(time.Now(), m) {
+			debug.FreeOSMemory()
 		}
 		select {
 		case <-tick.C:
