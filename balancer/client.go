@@ -28,6 +28,8 @@ type Client struct {
 	// Of the last request, since the next one is likely to be the same.
 	token    atomic.Pointer[tokenMemo]
 	identity atomic.Pointer[identityMemo]
+
+	meter atomic.Pointer[meter] // nil: no request came while clients were moved
 }
 
 // tokenMemo is a token and the key that stands for it.

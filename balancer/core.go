@@ -34,7 +34,8 @@ type Core struct {
 	Budget     *Budget // of retries, for those who are known
 	Strangers  *Budget // the same for Anonymous and Unproven, who could empty that of all others
 	Tokens     *Tokens
-	Answers    *Room // for answers that are held until they are whole
+	Rebalance  *Rebalance // nil: clients that stand are never moved
+	Answers    *Room      // for answers that are held until they are whole
 	NewAuditID func() string
 
 	turn atomic.Uint64 // of round-robin
@@ -74,6 +75,13 @@ func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.
 			// both go where that one went, so that a client has one home.
 			if now := cl.Home.Move(home, c.Backends.All()[chosen]); now != nil {
 				if i := c.Backends.Index(now); i >= 0 && view[i].Usable {
+					chosen = i
+				}
+			}
+		}
+		if !long && len(tried) == 0 && home != nil && chosen >= 0 && c.Backends.All()[chosen] == home && c.Rebalance != nil {
+			if to := c.Rebalance.move(cl, home, now); to != nil && cl.Home.Move(home, to) == to {
+				if i := c.Backends.Index(to); i >= 0 && view[i].Usable {
 					chosen = i
 				}
 			}
