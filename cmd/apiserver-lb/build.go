@@ -3,14 +3,15 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -91,14 +92,20 @@ func newBackends(c *configs.Config) *backend.Set {
 // no room is streamed.
 const answersHeld = 4 << 20
 
-// poolAuditIDs has random numbers for audit IDs read in batches: they are no secrets, and
-// one read for each would show in what a request costs. It must come before the first
-// of them is made.
-var poolAuditIDs = sync.OnceFunc(uuid.EnableRandPool)
+// newAuditID returns an audit ID as kube-apiserver makes them, a UUID of version 4
+// (k8s.io/apiserver/pkg/audit/context.go). It is no secret: that of the runtime's
+// generator does.
+func newAuditID() string {
+	var u uuid.UUID
+	binary.LittleEndian.PutUint64(u[:8], rand.Uint64())
+	binary.LittleEndian.PutUint64(u[8:], rand.Uint64())
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	return u.String()
+}
 
 // newCore makes what decides.
 func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balancer.Core {
-	poolAuditIDs()
 	return &balancer.Core{
 		Backends:   set,
 		Verifier:   store,
@@ -110,8 +117,9 @@ func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balance
 		Budget:     balancer.NewBudget(c.Backends.RetryBudget),
 		Strangers:  balancer.NewBudget(c.Backends.RetryBudget),
 		Tokens:     balancer.NewTokens(65536, 5*time.Minute),
+		Rebalance:  balancer.NewRebalance(c.Backends.SlowStart),
 		Answers:    balancer.NewRoom(answersHeld),
-		NewAuditID: uuid.NewString,
+		NewAuditID: newAuditID,
 	}
 }
 

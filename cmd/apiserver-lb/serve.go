@@ -82,6 +82,7 @@ type process struct {
 	set       *backend.Set
 	pools     *forward.Pools // HTTP/1.1 and upgrades
 	relay     *relay.Relay   // HTTP/2
+	rebalance *balancer.Rebalance
 	server    *forward.Server
 	ready     *readiness
 	admin     *http.Server
@@ -183,6 +184,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	core := newCore(c, p.set, p.store)
 	passive := func(b *backend.Backend, v health.Verdict) { checkers[b].Passive(v) }
 	refusals := balancer.NewRefusalLog(log)
+	p.rebalance = core.Rebalance
 	p.relay = relay.New(relay.Options{
 		Core:              core,
 		Metrics:           metrics,
@@ -308,6 +310,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.watchExpiries(ctx) })
 	g.Go(func() error { return tuneGC(ctx) })
+	g.Go(func() error { return p.rebalance.Run(ctx, func() *backend.Set { return p.set }) })
 	for _, c := range p.checkers {
 		g.Go(func() error { return c.Run(ctx) })
 	}
