@@ -24,7 +24,7 @@ const (
 // Core decides for all requests of a process.
 type Core struct {
 	// Static after construction.
-	Backends   *backend.Set
+	Backends   *backend.Backends
 	Verifier   Verifier
 	FrontProxy func(now time.Time) FrontProxy
 	Headers    *IdentityHeaders
@@ -55,7 +55,8 @@ func (c *Core) RetryBudget(cred Credential) *Budget {
 // been tried, and counts the request in. It returns nil where no backend is left.
 func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.Time) *backend.Slot {
 	var room [8]pick.Candidate
-	view := c.Backends.View(room[:0], tried, now)
+	set := c.Backends.Set()
+	view := set.View(room[:0], tried, now)
 	long := d.Class != Short
 	var chosen int
 	switch c.Policy {
@@ -66,22 +67,22 @@ func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.
 	default:
 		home := cl.Home.At()
 		var rehome bool
-		chosen, rehome = pick.Affinity(view, c.Backends.Index(home), long, c.Bound, rand.Uint64())
-		if rehome && home != nil && home.Ready() {
+		chosen, rehome = pick.Affinity(view, set.Index(home), long, c.Bound, rand.Uint64())
+		if rehome && home != nil && home.Ready() && set.Index(home) >= 0 {
 			rehome = false // it failed this one request; the client stays with it
 		}
 		if rehome {
 			// A request beside this one may have moved the client meanwhile: then
 			// both go where that one went, so that a client has one home.
-			if now := cl.Home.Move(home, c.Backends.All()[chosen]); now != nil {
-				if i := c.Backends.Index(now); i >= 0 && view[i].Usable {
+			if now := cl.Home.Move(home, set.All()[chosen]); now != nil {
+				if i := set.Index(now); i >= 0 && view[i].Usable {
 					chosen = i
 				}
 			}
 		}
-		if !long && len(tried) == 0 && home != nil && chosen >= 0 && c.Backends.All()[chosen] == home && c.Rebalance != nil {
+		if !long && len(tried) == 0 && home != nil && chosen >= 0 && set.All()[chosen] == home && c.Rebalance != nil {
 			if to := c.Rebalance.move(cl, home, now); to != nil && cl.Home.Move(home, to) == to {
-				if i := c.Backends.Index(to); i >= 0 && view[i].Usable {
+				if i := set.Index(to); i >= 0 && view[i].Usable {
 					chosen = i
 				}
 			}
@@ -90,7 +91,7 @@ func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.
 	if chosen < 0 {
 		return nil
 	}
-	return c.Backends.All()[chosen].Acquire(long)
+	return set.All()[chosen].Acquire(long)
 }
 
 // Left returns the number of backends that a request that has tried some may
@@ -98,7 +99,7 @@ func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.
 func (c *Core) Left(tried []*backend.Backend, now time.Time) int {
 	var room [8]pick.Candidate
 	n := 0
-	for _, v := range c.Backends.View(room[:0], tried, now) {
+	for _, v := range c.Backends.Set().View(room[:0], tried, now) {
 		if v.Usable {
 			n++
 		}

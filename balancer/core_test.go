@@ -28,7 +28,7 @@ func newFleet(policy Policy, slowStart time.Duration, weights ...int) fleet {
 		b.SetState(health.Ready, t0)
 		f.b = append(f.b, b)
 	}
-	f.Core = &Core{Backends: backend.NewSet(slowStart, f.b...), Policy: policy, Bound: pick.Bound{Factor: 1.25, Floor: 16}}
+	f.Core = &Core{Backends: backend.NewBackends(backend.NewSet(slowStart, f.b...)), Policy: policy, Bound: pick.Bound{Factor: 1.25, Floor: 16}}
 	return f
 }
 
@@ -440,13 +440,13 @@ func TestPickModel(t *testing.T) {
 					return
 				}
 				slots = append(slots, s)
-				if i := f.Backends.Index(s.Backend); i < len(tried) {
+				if i := f.Backends.Set().Index(s.Backend); i < len(tried) {
 					t.Fatalf("backend %d had been tried", i)
 				}
 				if rank(s.Backend.State()) != worst {
 					t.Fatalf("chose a %s backend where there are %s ones", s.Backend.State(), best)
 				}
-				if before != nil && f.Backends.Index(before) >= len(tried) && rank(before.State()) == worst && cl.Home.At() != before {
+				if before != nil && f.Backends.Set().Index(before) >= len(tried) && rank(before.State()) == worst && cl.Home.At() != before {
 					t.Fatal("a usable home was left")
 				}
 			},

@@ -63,11 +63,11 @@ func NewRebalance(slowStart time.Duration) *Rebalance {
 }
 
 // Run looks after the backends until ctx is done.
-func (r *Rebalance) Run(ctx context.Context, backends func() *backend.Set) error {
+func (r *Rebalance) Run(ctx context.Context, backends *backend.Backends) error {
 	tick := time.NewTicker(rebalanceEvery)
 	defer tick.Stop()
 	for {
-		r.step(backends(), time.Now())
+		r.step(backends.Set(), time.Now())
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

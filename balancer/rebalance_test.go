@@ -30,7 +30,7 @@ func newCrowd(slowStart time.Duration, backends int, rates []float64) *crowd {
 		b.SetState(health.Ready, t0)
 		all = append(all, b)
 	}
-	f.core = &Core{Backends: backend.NewSet(slowStart, all...), Bound: pick.Bound{Factor: 1.25, Floor: 16}, Rebalance: NewRebalance(slowStart)}
+	f.core = &Core{Backends: backend.NewBackends(backend.NewSet(slowStart, all...)), Bound: pick.Bound{Factor: 1.25, Floor: 16}, Rebalance: NewRebalance(slowStart)}
 	for range rates {
 		f.clients = append(f.clients, new(Client))
 	}
@@ -45,7 +45,7 @@ func (f *crowd) run(seconds int, each func(second int)) {
 		if seconds-second == 10 {
 			clear(f.served)
 		}
-		f.core.Rebalance.step(f.core.Backends, f.now)
+		f.core.Rebalance.step(f.core.Backends.Set(), f.now)
 		for range ticks {
 			f.now = f.now.Add(time.Second / ticks)
 			for i, cl := range f.clients {
@@ -72,7 +72,7 @@ func (f *crowd) run(seconds int, each func(second int)) {
 // ratio is that of the largest to the smallest part of what was served.
 func (f *crowd) ratio() float64 {
 	var least, most float64
-	for i, b := range f.core.Backends.All() {
+	for i, b := range f.core.Backends.Set().All() {
 		n := f.served[b.Name]
 		if i == 0 || n < least {
 			least = n
@@ -83,11 +83,11 @@ func (f *crowd) ratio() float64 {
 }
 
 func (f *crowd) fail(i int) {
-	f.core.Backends.All()[i].SetState(health.Dead, f.now)
+	f.core.Backends.Set().All()[i].SetState(health.Dead, f.now)
 }
 
 func (f *crowd) recover(i int) {
-	f.core.Backends.All()[i].SetState(health.Ready, f.now)
+	f.core.Backends.Set().All()[i].SetState(health.Ready, f.now)
 }
 
 func rates(n int, rate float64) []float64 {

@@ -1,7 +1,7 @@
 // Package backend holds what the balancer knows of its backends while it runs:
-// state, load and the connections that have one of them for a home. The set of
-// backends is immutable; what changes in it is atomic, so that picking takes no
-// lock.
+// state, load and the connections that have one of them for a home. A set of
+// backends is immutable, and a reload puts another one in its place; what changes of
+// a backend is atomic, so that picking takes no lock.
 package backend
 
 import (
@@ -19,9 +19,10 @@ type Backend struct {
 	Name       string
 	Address    string // host:port
 	ServerName string // that its certificate must bear
-	Zone       string
-	Weight     int // at least 1
+	Zone       string // until Reconfigure; see Settings
+	Weight     int    // at least 1; likewise
 
+	settings   atomic.Pointer[Settings]
 	state      atomic.Uint32 // a health.State
 	rampFrom   atomic.Int64  // when slow start began, nanoseconds since the epoch; 0: no slow start
 	short      atomic.Int64
@@ -30,6 +31,23 @@ type Backend struct {
 	lastAnswer atomic.Int64 // nanoseconds since the epoch
 	http1      atomic.Bool
 }
+
+// Settings are what may change of a backend while it is in use.
+type Settings struct {
+	Zone   string
+	Weight int // at least 1
+}
+
+// Settings returns the current ones.
+func (b *Backend) Settings() Settings {
+	if s := b.settings.Load(); s != nil {
+		return *s
+	}
+	return Settings{Zone: b.Zone, Weight: b.Weight}
+}
+
+// Reconfigure changes the settings.
+func (b *Backend) Reconfigure(s Settings) { b.settings.Store(&s) }
 
 // SpeaksHTTP2 notes whether the backend agreed on HTTP/2 when it was last asked
 // (a kube-apiserver with --disable-http2-serving does not), and reports whether that
@@ -165,6 +183,23 @@ type Set struct {
 	slowStart time.Duration
 }
 
+// Backends is the set that is in use. Whoever decides on a request takes it once, and
+// sees the same backends throughout.
+type Backends struct{ set atomic.Pointer[Set] }
+
+// NewBackends returns Backends with a first set.
+func NewBackends(s *Set) *Backends {
+	b := new(Backends)
+	b.set.Store(s)
+	return b
+}
+
+// Set returns the set in use.
+func (b *Backends) Set() *Set { return b.set.Load() }
+
+// Replace puts another set in its place.
+func (b *Backends) Replace(s *Set) { b.set.Store(s) }
+
 // NewSet makes a set of the backends given, in which slow start takes the
 // duration given (0: none).
 func NewSet(slowStart time.Duration, backends ...*Backend) *Set {
@@ -186,7 +221,7 @@ func (s *Set) View(cs []pick.Candidate, tried []*Backend, now time.Time) []pick.
 	for i, b := range s.backends {
 		short, long, homed := b.Load()
 		cs = append(cs, pick.Candidate{
-			Weight: float64(b.Weight) * b.ramp(s.slowStart, now),
+			Weight: float64(b.Settings().Weight) * b.ramp(s.slowStart, now),
 			Short:  short,
 			Long:   long,
 			Homed:  homed,

@@ -200,6 +200,19 @@ func (p *Pools) Cut(b *backend.Backend) {
 	}
 }
 
+// Forget closes what connections there are to a backend that has been taken out of the
+// configuration, as Cut does, and lets go of it.
+func (p *Pools) Forget(b *backend.Backend) {
+	p.Cut(b)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key := range p.pools {
+		if key.backend == b {
+			delete(p.pools, key)
+		}
+	}
+}
+
 // Retire takes the connections that stand now out of use for new requests and
 // closes each when its last request ends: a certificate or a CA has changed.
 func (p *Pools) Retire() {

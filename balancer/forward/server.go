@@ -34,6 +34,9 @@ type ServerOptions struct {
 	IdleTimeout       time.Duration // of a connection without a request
 	MaxHeaderBytes    int
 	MaxStreams        int // of a connection over net/http's HTTP/2
+	// MaxConnections is how many clients there may be at once; those that come then are
+	// closed at once, so that they try again or elsewhere. 0: any number.
+	MaxConnections int
 }
 
 // Server serves clients on one listener: it accepts connections, sees to their TLS
@@ -49,6 +52,7 @@ type Server struct {
 	listener net.Listener
 	closed   bool
 	clients  map[net.Conn]*balancer.Client // nil: in its handshake
+	turned   time.Time                     // when it was last logged that one was turned away
 	idle     *sync.Cond                    // on mu: clients has shrunk
 }
 
@@ -105,7 +109,11 @@ func (s *Server) accept(l net.Listener) error {
 		c, err := l.Accept()
 		if err == nil {
 			delay = 0
-			go s.shakeHands(s.HTTP2.Wrap(c))
+			if t := tls.Server(s.HTTP2.Wrap(c), s.TLS); s.note(t) {
+				go s.shakeHands(t)
+			} else {
+				c.Close()
+			}
 			continue
 		}
 		var ne net.Error
@@ -127,12 +135,8 @@ const (
 // shakeHands sees to the TLS handshake, and starts what the protocol asks for in a
 // goroutine of its own: the stack that a handshake needs is large, and would stay
 // with a connection for its whole life.
-func (s *Server) shakeHands(c net.Conn) {
-	t := tls.Server(c, s.TLS)
-	if !s.note(t) {
-		c.Close()
-		return
-	}
+func (s *Server) shakeHands(t *tls.Conn) {
+	c := t.NetConn()
 	ctx, cancel := context.WithTimeout(context.Background(), s.ReadHeaderTimeout)
 	defer cancel()
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -162,16 +166,26 @@ func (s *Server) serveHTTP2(t *tls.Conn, client *balancer.Client) {
 	s.left(t)
 }
 
-// note adds a connection that begins; false: the server has been closed.
+// note adds a connection that begins; false: the server has been closed, or is full.
 func (s *Server) note(c net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return false
 	}
+	if s.MaxConnections > 0 && len(s.clients) >= s.MaxConnections {
+		if now := time.Now(); now.Sub(s.turned) > turnedEvery {
+			s.turned = now
+			s.f.Log.Warn("clients are turned away: there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)", "connections", len(s.clients))
+		}
+		return false
+	}
 	s.clients[c] = nil
 	return true
 }
+
+// turnedEvery is how often it is logged that clients are turned away.
+const turnedEvery = 10 * time.Second
 
 // forget removes a connection and returns its client, nil where there was none.
 func (s *Server) forget(c net.Conn) *balancer.Client {

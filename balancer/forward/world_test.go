@@ -118,7 +118,7 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 		a.start()
 		w.apis, list = append(w.apis, a), append(list, a.b)
 	}
-	set := backend.NewSet(0, list...)
+	set := backend.NewBackends(backend.NewSet(0, list...))
 	ids := 0
 	w.core = &balancer.Core{
 		Backends: set, Verifier: w.store, FrontProxy: func(time.Time) balancer.FrontProxy { return balancer.FrontProxyValid }, Headers: balancer.NewIdentityHeaders(nil, nil, nil, nil),

@@ -40,6 +40,7 @@ var (
 	errSilent       = errors.New("no answer to an HTTP/2 PING")
 	errGoAway       = errors.New("GOAWAY before the request was processed")
 	errDead         = errors.New("the backend is dead")
+	errRemoved      = errors.New("the backend has been taken out of the configuration")
 )
 
 // backendConn is a connection to a backend, for requests of one credential.

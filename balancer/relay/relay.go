@@ -120,6 +120,19 @@ func (r *Relay) Cut(b *backend.Backend) {
 	})
 }
 
+// Forget closes what connections there are to a backend that has been taken out of the
+// configuration, as Cut does, and lets go of it.
+func (r *Relay) Forget(b *backend.Backend) {
+	r.each(func(sh *shard) {
+		for key, p := range sh.pools {
+			if key.backend == b {
+				p.cut(errRemoved)
+				delete(sh.pools, key)
+			}
+		}
+	})
+}
+
 // Retire takes the connections to backends that stand now out of use for new
 // requests and closes each when its last request ends: a certificate or a CA has
 // changed.
@@ -138,7 +151,7 @@ func (r *Relay) Retire() {
 
 // Suits reports whether requests can be relayed frame by frame: whether all backends
 // speak HTTP/2, as far as is known.
-func (r *Relay) Suits() bool { return r.Core.Backends.HTTP2() }
+func (r *Relay) Suits() bool { return r.Core.Backends.Set().HTTP2() }
 
 // leaveAll has all clients come again on new connections.
 func (r *Relay) leaveAll() {

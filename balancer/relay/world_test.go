@@ -99,7 +99,7 @@ func newWorld(tb testing.TB, s setup) *world {
 	}
 	ids := 0
 	w.core = &balancer.Core{
-		Backends: backend.NewSet(0, list...), Verifier: w.store,
+		Backends: backend.NewBackends(backend.NewSet(0, list...)), Verifier: w.store,
 		FrontProxy: func(time.Time) balancer.FrontProxy { return balancer.FrontProxyValid },
 		Headers:    balancer.NewIdentityHeaders(nil, nil, nil, nil), Bound: pick.Bound{Factor: 1.25, Floor: 100_000},
 		Budget: balancer.NewBudget(0.2), Strangers: balancer.NewBudget(0.2), Tokens: balancer.NewTokens(1000, time.Hour),

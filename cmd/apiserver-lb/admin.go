@@ -13,8 +13,8 @@ import (
 // readiness is whether this balancer is able to serve: what keepalived and cloud
 // balancers ask.
 type readiness struct {
-	set      *backend.Set // static
-	probed   atomic.Bool  // the first probe round is over
+	backends *backend.Backends // static
+	probed   atomic.Bool       // the first probe round is over
 	stopping atomic.Bool
 }
 
@@ -44,7 +44,8 @@ func (r *readiness) report() (ready bool, lines []string) {
 		line(true, "probes", "ok")
 	}
 	usable := false
-	for _, b := range r.set.All() {
+	set := r.backends.Set()
+	for _, b := range set.All() {
 		s := b.State()
 		usable = usable || s == health.Ready || s == health.Draining
 		line(s == health.Ready, "backend "+b.Name, s.String())
@@ -52,7 +53,7 @@ func (r *readiness) report() (ready bool, lines []string) {
 	if !usable {
 		ready = false
 		line(false, "backends", "none answers")
-	} else if r.set.Panicking() {
+	} else if set.Panicking() {
 		line(false, "backends", "panic mode: none is ready, all are used")
 	} else {
 		line(true, "backends", "ok")

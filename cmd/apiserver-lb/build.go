@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -78,15 +79,6 @@ func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 	return store, nil
 }
 
-// newBackends makes the set of backends.
-func newBackends(c *configs.Config) *backend.Set {
-	var list []*backend.Backend
-	for _, s := range c.Backends.Servers {
-		list = append(list, &backend.Backend{Name: s.Name, Address: s.Address, ServerName: s.ServerName, Zone: s.Zone, Weight: s.Weight})
-	}
-	return backend.NewSet(c.Backends.SlowStart, list...)
-}
-
 // answersHeld bounds, in bytes, the answers that are held until they are whole, all
 // together. Most are a few KB: this is enough for thousands at once, and what finds
 // no room is streamed.
@@ -105,9 +97,9 @@ func newAuditID() string {
 }
 
 // newCore makes what decides.
-func newCore(c *configs.Config, set *backend.Set, store *tlsconf.Store) *balancer.Core {
+func newCore(c *configs.Config, backends *backend.Backends, store *tlsconf.Store) *balancer.Core {
 	return &balancer.Core{
-		Backends:   set,
+		Backends:   backends,
 		Verifier:   store,
 		FrontProxy: func(now time.Time) balancer.FrontProxy { return frontProxy(store, now) },
 		Headers:    identityHeaders(c),
@@ -231,6 +223,23 @@ func warnExpiries(all []tlsconf.Expiry, now time.Time, log *slog.Logger) {
 			log.Warn("expires soon: renew it", append(attrs, "left", left.Round(time.Minute))...)
 		}
 	}
+}
+
+// maxConnections returns how many clients a process with a number of file descriptors
+// may have at once, so that some are left for backends, probes and files. Without,
+// those who connect to the balancer could make every backend look dead.
+func maxConnections(descriptors uint64) int {
+	reserve := min(max(64, descriptors/10), descriptors/2)
+	return int(min(descriptors-reserve, math.MaxInt32))
+}
+
+// descriptors returns how many the process may have open.
+func descriptors() uint64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return math.MaxInt32
+	}
+	return l.Cur
 }
 
 // listen opens the address of a listener.

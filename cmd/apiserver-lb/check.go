@@ -63,7 +63,7 @@ func probeAll(ctx context.Context, w io.Writer, c *configs.Config, store *tlscon
 	if ctx == nil {
 		ctx = context.Background()
 	}
-	backends := newBackends(c).All()
+	backends := newBackends(c).Set().All()
 	results := make([]health.Result, len(backends))
 	var wg sync.WaitGroup
 	for i, b := range backends {

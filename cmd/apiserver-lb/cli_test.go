@@ -67,7 +67,7 @@ func TestUsage(t *testing.T) {
 		{"flag without its value", []string{"check", "--config"}, 2, nil, []string{"flag needs an argument: --config", "try 'apiserver-lb check --help'"}},
 		{"argument too many", []string{"check", "file.yaml"}, 2, nil, []string{`"file.yaml"`, "try 'apiserver-lb check --help'"}},
 		{"argument of version", []string{"version", "all"}, 2, nil, []string{`"all"`, "try 'apiserver-lb version --help'"}},
-		{"help", []string{"serve", "--help"}, 0, []string{"SIGHUP reloads certificates", "--config", "--log-format"}, nil},
+		{"help", []string{"serve", "--help"}, 0, []string{"SIGHUP reads the", "--config", "--log-format"}, nil},
 		{"version", []string{"version"}, 0, []string{"apiserver-lb " + version, " go1.", "linux/"}, nil},
 		{"check without the file", []string{"check", "--config", missing}, 2, nil, []string{"the configuration is not usable:\n", missing + ": there is no such file; "}},
 		{"serve without the file", []string{"serve", "-c", missing}, 2, nil, []string{"the configuration is not usable:\n", missing + ": there is no such file; "}},
@@ -263,7 +263,7 @@ func TestServeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := new(logbook)
-	err := serve(context.Background(), c, &signals{}, newLog(log, c.Log))
+	err := serve(context.Background(), c, nil, &signals{}, newLog(log, c.Log))
 	if err == nil || !strings.Contains(err.Error(), c.TLS.KeyFile) {
 		t.Errorf("serve = %v, want an error that names %s", err, c.TLS.KeyFile)
 	}

@@ -68,7 +68,8 @@ func startProgram(t *testing.T, edit ...func(*site)) *program {
 	s.set("backends.servers", []any{map[string]any{"address": r.backend.address, "name": "api-0", "serverName": "kubernetes"}})
 	r.clients = free(t)
 	s.set("listen", r.clients)
-	s.set("admin.listen", free(t))
+	r.admin = free(t)
+	s.set("admin.listen", r.admin)
 	replacePair(t, s.dir, "tls", issue(t, s.pki.clusterCA, "apiserver-lb", server("lb.example"), func(c *x509.Certificate) {
 		c.IPAddresses = append(c.IPAddresses, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(r.clients)).IP)
 	}))
@@ -77,7 +78,10 @@ func startProgram(t *testing.T, edit ...func(*site)) *program {
 	for _, e := range edit {
 		e(s)
 	}
-	cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), "serve", "--config", s.file())
+	cmd := exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), binary.Fd()), "serve", "--config", s.file())
+	if s.descriptors > 0 {
+		cmd = exec.Command("sh", append([]string{"-c", fmt.Sprintf("ulimit -n %d && exec \"$0\" \"$@\"", s.descriptors)}, cmd.Args...)...)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // where the tests end in a panic
 	stderr, err := cmd.StderrPipe()
 	if err != nil {

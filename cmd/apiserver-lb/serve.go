@@ -32,8 +32,8 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the load balancer",
-		Long: "serve runs the load balancer until SIGTERM or SIGINT, then drains within\nshutdown.gracePeriod; a second signal ends it at once. SIGHUP reloads certificates,\n" +
-			"which are also reloaded by themselves when their files change. The configuration\nfile itself is read once.",
+		Long: "serve runs the load balancer until SIGTERM or SIGINT, then drains within\nshutdown.gracePeriod; a second signal ends it at once. SIGHUP reads the\nconfiguration again and applies a changed list of backends, and reloads certificates,\n" +
+			"which are also reloaded by themselves when their files change.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Before the first load: a signal that comes early must not kill.
@@ -45,7 +45,8 @@ func newServe() *cobra.Command {
 			}
 			queue := newLogQueue(cmd.ErrOrStderr())
 			defer queue.Close()
-			return serve(cmd.Context(), c, signals, newLog(queue, c.Log))
+			load := func() (*configs.Config, error) { return flags.load(cmd) }
+			return serve(cmd.Context(), c, load, signals, newLog(queue, c.Log))
 		},
 	}
 	flags.register(cmd)
@@ -74,20 +75,23 @@ func (s *signals) stop() {
 
 // process is all that runs.
 type process struct {
-	config *configs.Config
+	config *configs.Config // replaced by reconfigure; read by build and by control
 	log    *slog.Logger
 
 	store     *tlsconf.Store
 	telemetry *telemetry
-	set       *backend.Set
+	probes    *probeMetrics
+	backends  *backend.Backends
 	pools     *forward.Pools // HTTP/1.1 and upgrades
 	relay     *relay.Relay   // HTTP/2
 	rebalance *balancer.Rebalance
 	server    *forward.Server
 	ready     *readiness
 	admin     *http.Server
-	checkers  []*health.Checker
-	probers   []*health.Prober
+	load      func() (*configs.Config, error) // the configuration anew; nil: it cannot be had
+
+	watchMu sync.RWMutex
+	watches map[*backend.Backend]*watch // guarded by watchMu
 
 	filesMu           sync.Mutex
 	backendGeneration uint64 // guarded by filesMu: that connections are made with
@@ -104,7 +108,9 @@ const maxShards = 8
 
 // serve is the composition root: it builds everything, then starts every
 // goroutine, and returns when all of them have ended.
-func serve(ctx context.Context, c *configs.Config, signals *signals, log *slog.Logger) error {
+//
+// load reads the configuration again; nil: SIGHUP leaves it alone.
+func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config, error), signals *signals, log *slog.Logger) error {
 	if ctx == nil {
 		ctx = context.Background()
 	}
@@ -112,6 +118,7 @@ func serve(ctx context.Context, c *configs.Config, signals *signals, log *slog.L
 	if err != nil {
 		return err
 	}
+	p.load = load
 	clients, err := listen(ctx, "listen", c.Listen)
 	if err != nil {
 		return err
@@ -123,13 +130,13 @@ func serve(ctx context.Context, c *configs.Config, signals *signals, log *slog.L
 	}
 	defer operators.Close()
 	warnAtStart(c, p.store, log)
-	log.Info("starting", "version", version, "listen", clients.Addr().String(), "admin", operators.Addr().String(), "backends", len(p.set.All()))
+	log.Info("starting", "version", version, "listen", clients.Addr().String(), "admin", operators.Addr().String(), "backends", len(p.backends.Set().All()))
 	return p.run(ctx, clients, operators, signals)
 }
 
 // build makes all parts and starts none.
 func build(c *configs.Config, log *slog.Logger) (*process, error) {
-	p := &process{config: c, log: log}
+	p := &process{config: c, log: log, watches: map[*backend.Backend]*watch{}}
 	var err error
 	if p.store, err = openStore(c, log); err != nil {
 		return nil, err
@@ -141,13 +148,12 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	probes, err := newProbeMetrics(p.telemetry.meter)
-	if err != nil {
+	if p.probes, err = newProbeMetrics(p.telemetry.meter); err != nil {
 		return nil, err
 	}
-	p.set = newBackends(c)
-	p.ready = &readiness{set: p.set}
-	if err := registerGauges(p.telemetry.meter, p.set, p.store); err != nil {
+	p.backends = newBackends(c)
+	p.ready = &readiness{backends: p.backends}
+	if err := registerGauges(p.telemetry.meter, p.backends, p.store); err != nil {
 		return nil, err
 	}
 	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler))
@@ -160,20 +166,8 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	p.store.Subscribe(p.filesChanged)
 	p.backendGeneration = p.store.BackendGeneration()
 
-	checkers := map[*backend.Backend]*health.Checker{}
-	for _, b := range p.set.All() {
-		prober := newProber(c, p.store, b, dialer.DialContext)
-		checker := health.NewChecker(b.Name, prober.Probe, health.CheckerOptions{
-			Rules:      rules(c),
-			Timeout:    c.Health.Timeout,
-			OnChange:   func(ch health.Change) { p.stateChanged(b, ch) },
-			OnResult:   func(r health.Result) { probes.observe(b.Name, r) },
-			LastAnswer: b.LastAnswer,
-			Busy:       func() bool { short, _, _ := b.Load(); return short > 0 },
-			Redial:     prober.Redial,
-		})
-		checkers[b] = checker
-		p.checkers, p.probers = append(p.checkers, checker), append(p.probers, prober)
+	for _, b := range p.backends.Set().All() {
+		p.addWatch(b)
 	}
 
 	host, err := os.Hostname()
@@ -181,8 +175,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		return nil, fmt.Errorf("the host's name: %w", err)
 	}
 	name := "apiserver-lb on " + host
-	core := newCore(c, p.set, p.store)
-	passive := func(b *backend.Backend, v health.Verdict) { checkers[b].Passive(v) }
+	core := newCore(c, p.backends, p.store)
 	refusals := balancer.NewRefusalLog(log)
 	p.rebalance = core.Rebalance
 	p.relay = relay.New(relay.Options{
@@ -191,7 +184,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		Refusals:          refusals,
 		Name:              name,
 		MaxHeldBody:       int(c.Backends.MaxHeldBodyBytes),
-		Passive:           passive,
+		Passive:           p.passive,
 		Log:               log,
 		TLS:               p.store,
 		Dial:              dialer.DialContext,
@@ -218,7 +211,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		Refusals:    refusals,
 		Name:        name,
 		MaxHeldBody: int(c.Backends.MaxHeldBodyBytes),
-		Passive:     passive,
+		Passive:     p.passive,
 		Log:         log,
 	})
 	p.server = forward.NewServer(f, forward.ServerOptions{
@@ -228,6 +221,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		IdleTimeout:       c.HTTP.IdleTimeout,
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
 		MaxStreams:        c.HTTP2.MaxStreams,
+		MaxConnections:    maxConnections(descriptors()),
 	})
 	return p, nil
 }
@@ -271,8 +265,8 @@ func (p *process) filesChanged() {
 	p.backendGeneration = now
 	p.pools.Retire()
 	p.relay.Retire()
-	for _, pr := range p.probers {
-		pr.Redial()
+	for _, w := range p.allWatches() {
+		w.prober.Redial()
 	}
 }
 
@@ -284,7 +278,7 @@ func (p *process) tellPanic() {
 	}
 	p.panicMu.Lock()
 	defer p.panicMu.Unlock()
-	now := p.set.Panicking()
+	now := p.backends.Set().Panicking()
 	if now == p.panicking {
 		return
 	}
@@ -310,9 +304,9 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.watchExpiries(ctx) })
 	g.Go(func() error { return tuneGC(ctx) })
-	g.Go(func() error { return p.rebalance.Run(ctx, func() *backend.Set { return p.set }) })
-	for _, c := range p.checkers {
-		g.Go(func() error { return c.Run(ctx) })
+	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
+	for _, w := range p.allWatches() {
+		p.startWatch(ctx, g.Go, w)
 	}
 	g.Go(func() error {
 		if err := p.admin.Serve(operators); !errors.Is(err, http.ErrServerClosed) {
@@ -325,7 +319,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 		if !p.awaitProbes(ctx) {
 			return nil
 		}
-		p.learnProtocols(ctx)
+		p.learnProtocols(ctx, p.backends.Set().All())
 		p.ready.probed.Store(true)
 		p.tellPanic()
 		p.log.Info("ready for clients", "listen", clients.Addr().String())
@@ -337,13 +331,10 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	})
 	g.Go(func() error {
 		defer stop()
-		return p.control(ctx, signals)
+		return p.control(ctx, g.Go, signals)
 	})
 
 	err := g.Wait()
-	for _, pr := range p.probers {
-		pr.Close()
-	}
 	p.pools.Close()
 	p.relay.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -369,9 +360,9 @@ func (p *process) watchExpiries(ctx context.Context) error {
 }
 
 // learnProtocols finds out which backends speak HTTP/2, all of them at once.
-func (p *process) learnProtocols(ctx context.Context) {
+func (p *process) learnProtocols(ctx context.Context, backends []*backend.Backend) {
 	var wg sync.WaitGroup
-	for _, b := range p.set.All() {
+	for _, b := range backends {
 		if b.State() != health.Dead {
 			wg.Go(func() { p.relay.Learn(ctx, b) })
 		}
@@ -381,9 +372,9 @@ func (p *process) learnProtocols(ctx context.Context) {
 
 // awaitProbes waits for the first verdict on every backend.
 func (p *process) awaitProbes(ctx context.Context) bool {
-	for _, c := range p.checkers {
+	for _, w := range p.allWatches() {
 		select {
-		case <-c.WaitFirst():
+		case <-w.checker.WaitFirst():
 		case <-ctx.Done():
 			return false
 		}
@@ -392,7 +383,7 @@ func (p *process) awaitProbes(ctx context.Context) bool {
 }
 
 // control acts on signals until the process is to end, and then ends it.
-func (p *process) control(ctx context.Context, signals *signals) error {
+func (p *process) control(ctx context.Context, run func(func() error), signals *signals) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -404,14 +395,14 @@ func (p *process) control(ctx context.Context, signals *signals) error {
 			p.shutdown(signals)
 			return nil
 		case <-signals.reload:
-			p.reload()
+			p.reload(ctx, run)
 		}
 	}
 }
 
-// reload reads the certificate files again. Before the first round of probes is
-// over, systemd is told nothing of it: READY=1 would end the start.
-func (p *process) reload() {
+// reload reads the certificate files and the configuration again. Before the first
+// round of probes is over, systemd is told nothing of it: READY=1 would end the start.
+func (p *process) reload(ctx context.Context, run func(func() error)) {
 	if p.ready.probed.Load() {
 		p.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonicMicroseconds()))
 		defer p.notify(daemon.SdNotifyReady)
@@ -421,6 +412,15 @@ func (p *process) reload() {
 	} else {
 		p.log.Info("SIGHUP: all certificate files have been read again")
 	}
+	if p.load == nil {
+		return
+	}
+	c, err := p.load()
+	if err != nil {
+		p.log.Error("SIGHUP: the configuration is not usable, and stays as it was", "err", err)
+		return
+	}
+	p.reconfigure(ctx, run, c)
 }
 
 // shutdown drains, and cuts what is left at the end of the grace period or when a

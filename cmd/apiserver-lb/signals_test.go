@@ -73,7 +73,7 @@ func TestContextEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serve(ctx, c, &signals{end: make(chan os.Signal, 2), reload: make(chan os.Signal, 1)}, newLog(log, c.Log))
+		ended <- serve(ctx, c, nil, &signals{end: make(chan os.Signal, 2), reload: make(chan os.Signal, 1)}, newLog(log, c.Log))
 	}()
 	log.await(t, said("ready for clients"))
 	cancel()

@@ -41,6 +41,8 @@ type site struct {
 	pki  *pki
 	apis []*apiserver
 	tree map[string]any // the configuration
+
+	descriptors int // that a program may have open; 0: as many as the tests
 }
 
 // newSite makes a site with n backends; the last ones, gated in number, are not
@@ -99,12 +101,20 @@ func (s *site) file() string {
 // load loads the configuration, with listeners on ports that the kernel chooses.
 func (s *site) load() *configs.Config {
 	s.Helper()
-	c, err := configs.Load(s.file(), configs.Options{})
+	c, err := s.reload()
 	if err != nil {
 		s.Fatal(err)
 	}
-	c.Listen, c.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	return c
+}
+
+// reload is load for a balancer that runs.
+func (s *site) reload() (*configs.Config, error) {
+	c, err := configs.Load(s.file(), configs.Options{})
+	if err == nil {
+		c.Listen, c.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0"
+	}
+	return c, err
 }
 
 // running is a balancer that serves.
@@ -126,7 +136,7 @@ func (s *site) start() *running {
 	c := s.load()
 	go func() {
 		defer close(r.ended)
-		r.err = serve(context.Background(), c, r.signals, newLog(r.log, c.Log))
+		r.err = serve(context.Background(), c, r.reload, r.signals, newLog(r.log, c.Log))
 		r.log.bell.ring()
 	}()
 	s.Cleanup(func() {

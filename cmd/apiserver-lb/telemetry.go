@@ -89,7 +89,7 @@ func (p *probeMetrics) observe(backend string, r health.Result) {
 
 // registerGauges registers what is read when somebody asks: the state and load of
 // backends, panic mode, the expiry of certificates.
-func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) error {
+func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.Store) error {
 	state, err := m.Int64ObservableGauge("apiserver_lb.backend.state",
 		metric.WithDescription("1 for the state that a backend is in, 0 for the others."))
 	if err != nil {
@@ -126,9 +126,11 @@ func registerGauges(m metric.Meter, set *backend.Set, store *tlsconf.Store) erro
 		return err
 	}
 	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		set := backends.Set()
 		for _, b := range set.All() {
+			settings := b.Settings()
 			o.ObserveInt64(info, 1, metric.WithAttributes(attribute.String("backend", b.Name), attribute.String("address", b.Address),
-				attribute.String("zone", b.Zone), attribute.Int("weight", b.Weight)))
+				attribute.String("zone", settings.Zone), attribute.Int("weight", settings.Weight)))
 			name := attribute.String("backend", b.Name)
 			current := b.State()
 			for _, s := range health.States() {

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"net"
+	"slices"
+	"time"
+
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/configs"
+	"apiserver-lb/health"
+)
+
+// watch is a backend with its health checks.
+type watch struct {
+	backend *backend.Backend
+	checker *health.Checker
+	prober  *health.Prober
+	stop    context.CancelFunc // ends the checks; nil: they have not begun
+}
+
+// newBackend makes a backend of what the configuration says of it.
+func newBackend(s configs.Server) *backend.Backend {
+	return &backend.Backend{Name: s.Name, Address: s.Address, ServerName: s.ServerName, Zone: s.Zone, Weight: s.Weight}
+}
+
+// newBackends makes the first set of backends.
+func newBackends(c *configs.Config) *backend.Backends {
+	var list []*backend.Backend
+	for _, s := range c.Backends.Servers {
+		list = append(list, newBackend(s))
+	}
+	return backend.NewBackends(backend.NewSet(c.Backends.SlowStart, list...))
+}
+
+// change is what a changed list of servers comes to.
+type change struct {
+	list           []*backend.Backend // in configured order
+	added, removed []*backend.Backend
+	settings       map[*backend.Backend]backend.Settings // that change
+}
+
+// revise compares the backends in use with a list of servers. One with the same name,
+// address and server name stays what it is, with its state and its connections.
+func revise(now []*backend.Backend, servers []configs.Server) change {
+	r := change{settings: map[*backend.Backend]backend.Settings{}}
+	for _, s := range servers {
+		i := slices.IndexFunc(now, func(b *backend.Backend) bool {
+			return b.Name == s.Name && b.Address == s.Address && b.ServerName == s.ServerName
+		})
+		if i < 0 {
+			b := newBackend(s)
+			r.list, r.added = append(r.list, b), append(r.added, b)
+			continue
+		}
+		b := now[i]
+		r.list = append(r.list, b)
+		if want := (backend.Settings{Zone: s.Zone, Weight: s.Weight}); b.Settings() != want {
+			r.settings[b] = want
+		}
+	}
+	for _, b := range now {
+		if !slices.Contains(r.list, b) {
+			r.removed = append(r.removed, b)
+		}
+	}
+	return r
+}
+
+// addWatch makes the health checks of a backend; startWatch begins them.
+func (p *process) addWatch(b *backend.Backend) *watch {
+	dialer := &net.Dialer{KeepAliveConfig: keepAlive, Control: control}
+	w := &watch{backend: b, prober: newProber(p.config, p.store, b, dialer.DialContext)}
+	w.checker = health.NewChecker(b.Name, w.prober.Probe, health.CheckerOptions{
+		Rules:      rules(p.config),
+		Timeout:    p.config.Health.Timeout,
+		OnChange:   func(ch health.Change) { p.stateChanged(b, ch) },
+		OnResult:   func(r health.Result) { p.probes.observe(b.Name, r) },
+		LastAnswer: b.LastAnswer,
+		Busy:       func() bool { short, _, _ := b.Load(); return short > 0 },
+		Redial:     w.prober.Redial,
+	})
+	p.watchMu.Lock()
+	p.watches[b] = w
+	p.watchMu.Unlock()
+	return w
+}
+
+// startWatch begins the checks. They end with ctx, or with endWatch.
+func (p *process) startWatch(ctx context.Context, run func(func() error), w *watch) {
+	ctx, w.stop = context.WithCancel(ctx)
+	run(func() error {
+		defer w.prober.Close()
+		return w.checker.Run(ctx)
+	})
+}
+
+// endWatch ends the checks of a backend that is not in use any more.
+func (p *process) endWatch(b *backend.Backend) {
+	p.watchMu.Lock()
+	w := p.watches[b]
+	delete(p.watches, b)
+	p.watchMu.Unlock()
+	if w != nil && w.stop != nil {
+		w.stop()
+	}
+}
+
+// allWatches returns the checks of all backends.
+func (p *process) allWatches() []*watch {
+	p.watchMu.RLock()
+	defer p.watchMu.RUnlock()
+	list := make([]*watch, 0, len(p.watches))
+	for _, w := range p.watches {
+		list = append(list, w)
+	}
+	return list
+}
+
+// passive tells the checks of a backend what traffic showed of it.
+func (p *process) passive(b *backend.Backend, v health.Verdict) {
+	p.watchMu.RLock()
+	w := p.watches[b]
+	p.watchMu.RUnlock()
+	if w != nil {
+		w.checker.Passive(v)
+	}
+}
+
+// reconfigure applies a configuration that has been read again: the list of backends.
+// What else has changed is named, and takes effect at the next start.
+func (p *process) reconfigure(ctx context.Context, run func(func() error), c *configs.Config) {
+	var later []string
+	for _, key := range configs.Changed(p.config, c) {
+		if key != "backends.servers" {
+			later = append(later, key)
+		}
+	}
+	if len(later) > 0 {
+		p.log.Warn("SIGHUP: changed keys take effect at the next start", "keys", later)
+	}
+	r := revise(p.backends.Set().All(), c.Backends.Servers)
+	for b, s := range r.settings {
+		b.Reconfigure(s)
+	}
+	p.judge(ctx, run, r.added)
+	changed := *p.config
+	changed.Backends.Servers = c.Backends.Servers
+	p.config = &changed
+	p.backends.Replace(backend.NewSet(changed.Backends.SlowStart, r.list...))
+	for _, b := range r.removed {
+		p.endWatch(b)
+		// What runs on it may finish. A watch that is still open then ends as if its
+		// backend had died: cleanly.
+		time.AfterFunc(changed.Shutdown.GracePeriod, func() {
+			p.pools.Forget(b)
+			p.relay.Forget(b)
+		})
+	}
+	p.tellPanic()
+	p.log.Info("SIGHUP: the list of backends has been read again", "backends", len(r.list),
+		"added", names(r.added), "removed", names(r.removed), "changed", len(r.settings))
+}
+
+// judge begins the checks of new backends and waits for a first verdict on each, so
+// that none gets a request before it has shown that it is well.
+func (p *process) judge(ctx context.Context, run func(func() error), added []*backend.Backend) {
+	var watches []*watch
+	for _, b := range added {
+		w := p.addWatch(b)
+		p.startWatch(ctx, run, w)
+		watches = append(watches, w)
+	}
+	for _, w := range watches {
+		select {
+		case <-w.checker.WaitFirst():
+		case <-ctx.Done():
+			return
+		}
+	}
+	p.learnProtocols(ctx, added)
+}
+
+func names(list []*backend.Backend) []string {
+	all := make([]string, 0, len(list))
+	for _, b := range list {
+		all = append(all, b.Name)
+	}
+	return all
+}
