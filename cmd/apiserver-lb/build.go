@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -240,23 +238,6 @@ func descriptors() uint64 {
 		return math.MaxInt32
 	}
 	return l.Cur
-}
-
-// listen opens the address of a listener.
-func listen(ctx context.Context, key, address string) (net.Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive, Control: control}
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		cure := ""
-		switch {
-		case errors.Is(err, unix.EADDRINUSE):
-			cure = "; another process listens there: stop it, or choose another address"
-		case errors.Is(err, unix.EACCES):
-			cure = "; ports below 1024 need CAP_NET_BIND_SERVICE"
-		}
-		return nil, fmt.Errorf("%s: %q: %w%s", key, address, err, cure)
-	}
-	return l, nil
 }
 
 // monotonicMicroseconds is the time that systemd wants beside RELOADING=1

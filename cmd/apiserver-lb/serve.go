@@ -119,19 +119,18 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 		return err
 	}
 	p.load = load
-	clients, err := listen(ctx, "listen", c.Listen)
+	passed, err := passedSockets()
+	if err != nil {
+		return fmt.Errorf("the sockets that systemd has passed: %w", err)
+	}
+	l, err := openListeners(ctx, c.Listen, c.Admin.Listen, passed)
 	if err != nil {
 		return err
 	}
-	defer clients.Close()
-	operators, err := listen(ctx, "admin.listen", c.Admin.Listen)
-	if err != nil {
-		return err
-	}
-	defer operators.Close()
+	defer l.Close()
 	warnAtStart(c, p.store, log)
-	log.Info("starting", "version", version, "listen", clients.Addr().String(), "admin", operators.Addr().String(), "backends", len(p.backends.Set().All()))
-	return p.run(ctx, clients, operators, signals)
+	log.Info("starting", "version", version, "listen", l.clients.Addr().String(), "admin", l.admin.Addr().String(), "backends", len(p.backends.Set().All()))
+	return p.run(ctx, l.clients, l.admin, signals)
 }
 
 // build makes all parts and starts none.

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
+)
+
+// listeners are what clients and operators connect to.
+type listeners struct{ clients, admin net.Listener }
+
+func (l *listeners) Close() {
+	for _, listener := range []net.Listener{l.clients, l.admin} {
+		if listener != nil {
+			listener.Close()
+		}
+	}
+}
+
+// The names of sockets that systemd passes (FileDescriptorName=, systemd.socket(5)).
+const (
+	clientsSocket = "clients"
+	adminSocket   = "admin"
+)
+
+// openListeners takes the sockets that systemd has opened, and opens those that it has
+// not. Such a socket stays open while the balancer restarts: who connects meanwhile
+// waits, and is not refused.
+func openListeners(ctx context.Context, clients, admin string, passed map[string][]net.Listener) (*listeners, error) {
+	l := new(listeners)
+	var unknown []string
+	for name, list := range passed {
+		var to *net.Listener
+		switch {
+		case name == adminSocket:
+			to = &l.admin
+		case name == clientsSocket, len(passed) == 1: // the only one needs no name
+			to = &l.clients
+		}
+		if to == nil || len(list) != 1 || list[0] == nil {
+			unknown = append(unknown, name)
+			continue
+		}
+		*to = list[0]
+	}
+	if len(unknown) > 0 {
+		slices.Sort(unknown)
+		for _, list := range passed {
+			for _, listener := range list {
+				if listener != nil {
+					listener.Close()
+				}
+			}
+		}
+		return nil, &usageError{fmt.Errorf("the sockets that systemd has passed: %q: want one stream socket with FileDescriptorName=%s, and at most one with FileDescriptorName=%s", unknown, clientsSocket, adminSocket)}
+	}
+	var err error
+	if l.clients, err = orListen(ctx, "listen", clients, l.clients); err == nil {
+		l.admin, err = orListen(ctx, "admin.listen", admin, l.admin)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// passedSockets returns the sockets that systemd has passed, by name.
+func passedSockets() (map[string][]net.Listener, error) { return activation.ListenersWithNames() }
+
+// orListen listens, unless there is a listener already.
+func orListen(ctx context.Context, key, address string, l net.Listener) (net.Listener, error) {
+	if l == nil {
+		return listen(ctx, key, address)
+	}
+	t, ok := l.(*net.TCPListener)
+	if !ok {
+		return l, &usageError{fmt.Errorf("%s: the socket that systemd has passed is not one of TCP", key)}
+	}
+	return lively{t}, nil
+}
+
+// lively has connections watched over as those of a listener of our own are.
+type lively struct{ *net.TCPListener }
+
+func (l lively) Accept() (net.Conn, error) {
+	c, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	// It may be gone already.
+	_ = c.SetKeepAliveConfig(keepAlive)
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = control("", "", raw)
+	}
+	return c, nil
+}
+
+// listen opens the address of a listener.
+func listen(ctx context.Context, key, address string) (net.Listener, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive, Control: control}
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		cure := ""
+		switch {
+		case errors.Is(err, unix.EADDRINUSE):
+			cure = "; another process listens there: stop it, or choose another address"
+		case errors.Is(err, unix.EACCES):
+			cure = "; ports below 1024 need CAP_NET_BIND_SERVICE, or a socket from systemd"
+		}
+		return nil, fmt.Errorf("%s: %q: %w%s", key, address, err, cure)
+	}
+	return l, nil
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func tcpListener(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func TestOpenListeners(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		passed func(t *testing.T) map[string][]net.Listener
+		taken  string // whose addresses are those that were passed
+		err    string
+	}{
+		{"none", func(*testing.T) map[string][]net.Listener { return nil }, "", ""},
+		{"for clients", func(t *testing.T) map[string][]net.Listener {
+			return map[string][]net.Listener{"clients": {tcpListener(t)}}
+		}, "clients", ""},
+		{"one without a name", func(t *testing.T) map[string][]net.Listener {
+			return map[string][]net.Listener{"LISTEN_FD_3": {tcpListener(t)}}
+		}, "clients", ""},
+		{"for operators", func(t *testing.T) map[string][]net.Listener {
+			return map[string][]net.Listener{"admin": {tcpListener(t)}}
+		}, "admin", ""},
+		{"both", func(t *testing.T) map[string][]net.Listener {
+			return map[string][]net.Listener{"clients": {tcpListener(t)}, "admin": {tcpListener(t)}}
+		}, "clients admin", ""},
+		{"two for clients", func(t *testing.T) map[string][]net.Listener {
+			return map[string][]net.Listener{"clients": {tcpListener(t), tcpListener(t)}}
+		}, "", `["clients"]: want one stream socket with FileDescriptorName=clients`},
+		{"a name that is not ours", func(t *testing.T) map[string][]net.Listener {
+			return map[string][]net.Listener{"clients": {tcpListener(t)}, "other": {tcpListener(t)}}
+		}, "", `["other"]`},
+		{"a socket of datagrams", func(*testing.T) map[string][]net.Listener {
+			return map[string][]net.Listener{"clients": {nil}}
+		}, "", `["clients"]`},
+		{"a unix socket", func(t *testing.T) map[string][]net.Listener {
+			l, err := net.Listen("unix", t.TempDir()+"/s")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return map[string][]net.Listener{"clients": {l}}
+		}, "", "listen: the socket that systemd has passed is not one of TCP"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			passed := tt.passed(t)
+			l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed)
+			if tt.err != "" {
+				var usage *usageError
+				if err == nil || !strings.Contains(err.Error(), tt.err) || !errors.As(err, &usage) {
+					t.Errorf("%v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			for name, got := range map[string]net.Listener{"clients": l.clients, "admin": l.admin} {
+				is := false
+				for _, list := range passed {
+					is = is || list[0].Addr().String() == got.Addr().String()
+				}
+				if want := strings.Contains(tt.taken, name); is != want {
+					t.Errorf("%s: taken from those that were passed: %v, want %v", name, is, want)
+				}
+			}
+		})
+	}
+}
+
+// Connections of a socket that was passed are watched over like those of our own.
+func TestPassedSocketIsLively(t *testing.T) {
+	for name, passed := range map[string]map[string][]net.Listener{"own": nil, "passed": {"clients": {tcpListener(t)}}} {
+		l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := net.Dial("tcp", l.clients.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.clients.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := c.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			for what, o := range map[string]struct{ level, option, want int }{
+				"TCP_USER_TIMEOUT": {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds())},
+				"TCP_KEEPIDLE":     {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAlive.Idle.Seconds())},
+				"TCP_KEEPCNT":      {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlive.Count},
+				"SO_KEEPALIVE":     {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			} {
+				if got, err := unix.GetsockoptInt(int(fd), o.level, o.option); err != nil || got != o.want {
+					t.Errorf("%s: %s is %d, %v; want %d", name, what, got, err, o.want)
+				}
+			}
+		})
+		client.Close()
+		c.Close()
+		l.Close()
+	}
+}
+
+// A socket that stays open while the balancer is replaced, as with systemd's socket
+// activation, and clients that never rest: no request fails.
+func TestRestartUnderLoad(t *testing.T) {
+	binary, err := programFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t, 0, 0)
+	api := newH2Backend(t, s.pki)
+	r := &running{site: s, admin: free(t)}
+	socket := tcpListener(t)
+	r.clients = socket.Addr().String()
+	file, err := socket.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	s.set("backends.servers", []any{map[string]any{"address": api.address, "name": "api-0", "serverName": "kubernetes"}})
+	s.set("admin.listen", r.admin)
+	s.set("shutdown.gracePeriod", "5s")
+	replacePair(t, s.dir, "tls", issue(t, s.pki.clusterCA, "apiserver-lb", server("lb.example"), func(c *x509.Certificate) {
+		c.IPAddresses = append(c.IPAddresses, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(r.clients)).IP)
+	}))
+	config := s.file()
+	start := func() *exec.Cmd {
+		t.Helper()
+		// As systemd does (sd_listen_fds(3)).
+		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), binary.Fd()), "serve", "--config", config)
+		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=clients")
+		cmd.ExtraFiles = []*os.File{file}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	stop := func(cmd *exec.Cmd) {
+		t.Helper()
+		cmd.Process.Signal(syscall.SIGTERM)
+		kill := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+		defer kill.Stop()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the balancer ended: %v", err)
+		}
+	}
+
+	current := start()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var asked atomic.Int64
+	var longest atomic.Int64
+	for i := range 8 {
+		client := r.client(r.pki.alice)
+		if i%2 == 1 {
+			client.Transport.(*http.Transport).ForceAttemptHTTP2 = false // HTTP/1.1
+		}
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				begin := time.Now()
+				if a := r.get(client, objectPath); a.err != nil || a.code != http.StatusOK {
+					t.Errorf("client %d: %d %s %v", i, a.code, a.body, a.err)
+				}
+				asked.Add(1)
+				longest.Store(max(longest.Load(), int64(time.Since(begin))))
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	for range 3 {
+		time.Sleep(time.Second)
+		stop(current)
+		current = start()
+	}
+	time.Sleep(time.Second)
+	cancel()
+	wg.Wait()
+	stop(current)
+	t.Logf("%d requests; the longest took %v", asked.Load(), time.Duration(longest.Load()).Round(time.Millisecond))
+	if asked.Load() < 500 {
+		t.Errorf("only %d requests: too few to prove anything", asked.Load())
+	}
+}
