@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	unitFile = "systemd/apiserver-lb.service"
-	program  = "/usr/bin/apiserver-lb"
+	unitFile   = "systemd/apiserver-lb.service"
+	socketFile = "systemd/apiserver-lb.socket"
+	program    = "/usr/bin/apiserver-lb"
 )
 
 // systemdAnalyze runs systemd-analyze, or skips the test where there is none.
@@ -39,9 +40,25 @@ func TestUnitVerifies(t *testing.T) {
 	if err != nil {
 		t.Skip("there is no program named true to stand in for apiserver-lb: the unit is not verified")
 	}
-	copied := filepath.Join(t.TempDir(), "apiserver-lb.service")
+	dir := t.TempDir()
+	copied, socket := filepath.Join(dir, "apiserver-lb.service"), filepath.Join(dir, "apiserver-lb.socket")
 	write(t, copied, strings.ReplaceAll(unit, program, standIn), 0o644)
-	systemdAnalyze(t, "verify", copied)
+	write(t, socket, read(t, socketFile), 0o644)
+	systemdAnalyze(t, "verify", copied, socket)
+}
+
+// The socket is the one that the program takes for that of clients, at the default port.
+func TestSocketFitsDefaults(t *testing.T) {
+	unit := read(t, socketFile)
+	_, port, err := parseListen(Default().Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"ListenStream=" + port, "FileDescriptorName=clients"} {
+		if !strings.Contains(unit, "\n"+want+"\n") {
+			t.Errorf("the socket has no line %q", want)
+		}
+	}
 }
 
 // An exposure of 2.0 of 10 is the most that is accepted.

@@ -213,3 +213,44 @@ func TestRestartUnderLoad(t *testing.T) {
 		t.Errorf("only %d requests: too few to prove anything", asked.Load())
 	}
 }
+
+// systemd's own tool passes the socket as systemd does.
+func TestSocketActivation(t *testing.T) {
+	activate, err := exec.LookPath("systemd-socket-activate")
+	if err != nil {
+		t.Skip("systemd-socket-activate is not installed: activation is not tried with systemd's own tool")
+	}
+	binary, err := programFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t, 0, 0)
+	api := newH2Backend(t, s.pki)
+	r := &running{site: s, clients: free(t), admin: free(t)}
+	s.set("backends.servers", []any{map[string]any{"address": api.address, "name": "api-0", "serverName": "kubernetes"}})
+	s.set("listen", "127.0.0.1:1") // not to be used
+	s.set("admin.listen", r.admin)
+	cmd := exec.Command(activate, "--listen="+r.clients, "--fdname=clients", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), binary.Fd()), "serve", "--config", s.file())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		kill := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+		defer kill.Stop()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the balancer ended: %v", err)
+		}
+	}()
+	client := r.client(r.pki.alice)
+	client.Transport.(*http.Transport).TLSClientConfig.ServerName = "lb.example"
+	eventually(t, "the socket is there", func() bool {
+		c, err := net.Dial("tcp", r.clients) // which makes it start the program
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	r.mustGet(client, objectPath)
+}
