@@ -1,0 +1,169 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// sequenceLabel marks the ConfigMaps with sequence numbers, sequenceKey is where these are.
+const (
+	sequenceLabel = "load-sequence"
+	sequenceKey   = "n"
+)
+
+func objectName(i int) string { return fmt.Sprintf("sequence-%d", i) }
+
+// writer changes ConfigMaps with an increasing sequence number, directly at an apiserver.
+type writer struct {
+	clients   []*kubernetes.Clientset
+	namespace string
+	sequence  *sequence
+	failed    *atomic.Int64
+	current   int // of clients
+}
+
+// newWriter makes a writer, and the ConfigMaps that it changes.
+func newWriter(ctx context.Context, o Options, s *sequence, failed *atomic.Int64) (*writer, error) {
+	w := &writer{namespace: o.Namespace, sequence: s, failed: failed}
+	for _, config := range o.Writers {
+		c, err := kubernetes.NewForConfig(own(config, o.Name+"-writer"))
+		if err != nil {
+			return nil, err
+		}
+		w.clients = append(w.clients, c)
+	}
+	if len(w.clients) == 0 {
+		return nil, errors.New("no apiserver for the writer")
+	}
+	for i := range objects {
+		_, err := w.clients[0].CoreV1().ConfigMaps(w.namespace).Create(ctx, w.object(i, 0), metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("writer: %w", err)
+		}
+	}
+	return w, nil
+}
+
+// object is a ConfigMap with a sequence number. The time makes each attempt a change.
+func (w *writer) object(i, number int) *corev1.ConfigMap {
+	return &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: objectName(i), Labels: map[string]string{sequenceLabel: ""}},
+		Data:       map[string]string{sequenceKey: strconv.Itoa(number), "at": time.Now().Format(time.RFC3339Nano)},
+	}
+}
+
+// run writes one number after another until ctx ends. Each is tried until it succeeds.
+func (w *writer) run(ctx context.Context) {
+	tick := time.NewTicker(writeEvery)
+	defer tick.Stop()
+	for number := 1; ; number++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for {
+			began := time.Now()
+			err := w.write(ctx, number)
+			if ctx.Err() != nil {
+				return
+			}
+			if err == nil {
+				w.sequence.wrote(number%objects, number, began)
+				break
+			}
+			w.failed.Add(1)
+			w.current = (w.current + 1) % len(w.clients)
+			if !sleep(ctx, writeEvery) {
+				return
+			}
+		}
+	}
+}
+
+func (w *writer) write(ctx context.Context, number int) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	i := number % objects
+	_, err := w.clients[w.current].CoreV1().ConfigMaps(w.namespace).Update(ctx, w.object(i, number), metav1.UpdateOptions{})
+	return err
+}
+
+// startInformers starts the informers in running, each a client of its own, and waits until
+// they have synced.
+func (l *Load) startInformers(ctx, running context.Context) error {
+	for i := range l.options.Informers {
+		config := own(l.options.Config, l.options.Name)
+		config.Wrap(func(next http.RoundTripper) http.RoundTripper { return &counter{next, l} })
+		c, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return err
+		}
+		factory := informers.NewSharedInformerFactoryWithOptions(c, 0,
+			informers.WithNamespace(l.options.Namespace),
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = sequenceLabel }))
+		informer := factory.Core().V1().ConfigMaps().Informer()
+		saw := func(object any) {
+			m, ok := object.(*corev1.ConfigMap)
+			if !ok {
+				return
+			}
+			if number, err := strconv.Atoi(m.Data[sequenceKey]); err == nil {
+				l.sequence.saw(i, number, time.Now())
+			}
+		}
+		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    saw,
+			UpdateFunc: func(_, object any) { saw(object) },
+		}); err != nil {
+			return err
+		}
+		l.informers.Go(func() { informer.RunWithContext(running) })
+		err = retry(ctx, startWithin, func(context.Context) error {
+			if !informer.HasSynced() {
+				return fmt.Errorf("informer %d has not synced", i)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// counter counts the LISTs and watches of an informer that were answered with 200, by
+// the query: newer informers list by a watch that begins with all objects (sendInitialEvents).
+type counter struct {
+	next http.RoundTripper
+	load *Load
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := c.next.RoundTrip(r)
+	if err != nil || res.StatusCode != http.StatusOK {
+		return res, err
+	}
+	if q := r.URL.Query(); q.Get("watch") != "true" || q.Get("sendInitialEvents") == "true" {
+		c.load.relists.Add(1)
+	} else {
+		c.load.watches.Add(1)
+	}
+	return res, nil
+}
+
+// WrappedRoundTripper lets client-go find the transport.
+func (c *counter) WrappedRoundTripper() http.RoundTripper { return c.next }
