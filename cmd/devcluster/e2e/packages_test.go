@@ -11,7 +11,7 @@ import (
 // debianPython is Debian's own interpreter: the one that python3-kubernetes is for.
 const debianPython = "/usr/bin/python3"
 
-// tools are programs of other people that tests use as clients.
+// tools are programs of other people that tests use.
 var tools = []struct {
 	name    string
 	present func() bool
@@ -21,6 +21,7 @@ var tools = []struct {
 	{"curl", onPath("curl"), "curl", "a client of the documented ways to reach a cluster"},
 	{"the Python client", func() bool { return exec.Command(debianPython, "-c", "import kubernetes").Run() == nil },
 		"python3-kubernetes", "the official Python client, over HTTP/1.1"},
+	{"iptables", onPath("iptables"), "iptables", "black holes, resets and lost packets in the tests' network namespace"},
 }
 
 func onPath(program string) func() bool {
