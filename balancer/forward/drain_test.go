@@ -62,6 +62,32 @@ func TestShutdownIdle(t *testing.T) {
 	})
 }
 
+// TestShutdownYoung: a connection that was accepted before the drain and brings its
+// first request only then is answered; one that never brings any holds nobody up.
+func TestShutdownYoung(t *testing.T) {
+	run(t, setup{h1: true}, func(w *world) {
+		r := w.raw(nil)
+		w.raw(nil) // silent
+		synctest.Wait()
+		begun := time.Now()
+		cut, stop := w.shutdown()
+		defer stop()
+		time.Sleep(time.Second)
+		r.say("GET /api HTTP/1.1", "Host: x", "")
+		a := r.hear("GET")
+		a.want(w, 200, "")
+		if !a.Close {
+			w.Error("the connection was to be kept")
+		}
+		if n := await(w, cut, "the end of the drain"); n != 0 {
+			w.Errorf("%d connections were cut", n)
+		}
+		if took := time.Since(begun); took > 10*time.Second {
+			w.Errorf("it took %v", took)
+		}
+	})
+}
+
 // TestShutdownInFlight: requests that have begun are answered in full.
 func TestShutdownInFlight(t *testing.T) {
 	legs(t, func(w *world, major int) {

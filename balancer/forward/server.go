@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"apiserver-lb/balancer"
@@ -48,20 +49,23 @@ type Server struct {
 	http     *http.Server
 	accepted *handover // what net/http gets
 
-	mu       sync.Mutex
-	listener net.Listener
-	closed   bool
-	clients  map[net.Conn]*balancer.Client // nil: in its handshake
-	turned   time.Time                     // when it was last logged that one was turned away
-	idle     *sync.Cond                    // on mu: clients has shrunk
+	mu        sync.Mutex
+	listener  net.Listener
+	closed    bool
+	over      bool                          // what is accepted now is closed at once
+	accepting bool                          // accept has not returned
+	clients   map[net.Conn]*balancer.Client // nil: in its handshake
+	young     map[net.Conn]struct{}         // of these, those that nobody has begun to serve
+	turned    time.Time                     // when it was last logged that one was turned away
+	idle      *sync.Cond                    // on mu: accepting has ended; clients or young has shrunk
 }
 
 // NewServer returns a server of the forwarder; it starts nothing.
 func NewServer(f *Forwarder, o ServerOptions) *Server {
-	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), clients: map[net.Conn]*balancer.Client{}}
+	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), clients: map[net.Conn]*balancer.Client{}, young: map[net.Conn]struct{}{}}
 	s.idle = sync.NewCond(&s.mu)
 	s.http = &http.Server{
-		Handler:                      f,
+		Handler:                      http.HandlerFunc(s.serveHTTP),
 		TLSConfig:                    o.TLS,
 		ReadHeaderTimeout:            o.ReadHeaderTimeout,
 		IdleTimeout:                  o.IdleTimeout,
@@ -84,6 +88,7 @@ func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	s.listener = l
 	closed := s.closed
+	s.accepting = !closed
 	s.mu.Unlock()
 	if closed {
 		return l.Close()
@@ -91,6 +96,10 @@ func (s *Server) Serve(l net.Listener) error {
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.accepted) }()
 	err := s.accept(l)
+	s.mu.Lock()
+	s.accepting = false
+	s.idle.Broadcast()
+	s.mu.Unlock()
 	if errors.Is(err, net.ErrClosed) && s.isClosed() {
 		err = nil
 	} else {
@@ -146,11 +155,13 @@ func (s *Server) shakeHands(t *tls.Conn) {
 		return
 	}
 	client := &balancer.Client{Peer: addrPortOf(c.RemoteAddr().String())}
+	h2 := t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits()
 	s.mu.Lock()
 	s.clients[t] = client
 	s.mu.Unlock()
 	s.f.Metrics.ClientConnections(1)
-	if t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits() {
+	if h2 {
+		s.begun(t)
 		go s.serveHTTP2(t, client)
 		return
 	}
@@ -166,11 +177,13 @@ func (s *Server) serveHTTP2(t *tls.Conn, client *balancer.Client) {
 	s.left(t)
 }
 
-// note adds a connection that begins; false: the server has been closed, or is full.
+// note adds a connection that begins; false: the server has drained, or is full. One
+// that was accepted just before the listener closed is served: where the listener is
+// systemd's, its client has no reason to expect anything else.
 func (s *Server) note(c net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.over {
 		return false
 	}
 	if s.MaxConnections > 0 && len(s.clients) >= s.MaxConnections {
@@ -180,8 +193,16 @@ func (s *Server) note(c net.Conn) bool {
 		}
 		return false
 	}
-	s.clients[c] = nil
+	s.clients[c], s.young[c] = nil, struct{}{}
 	return true
+}
+
+// begun notes that a connection has come to those who serve it to its end.
+func (s *Server) begun(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.young, c)
+	s.idle.Broadcast()
 }
 
 // turnedEvery is how often it is logged that clients are turned away.
@@ -193,6 +214,7 @@ func (s *Server) forget(c net.Conn) *balancer.Client {
 	defer s.mu.Unlock()
 	client := s.clients[c]
 	delete(s.clients, c)
+	delete(s.young, c)
 	s.idle.Broadcast()
 	return client
 }
@@ -209,7 +231,24 @@ func (s *Server) left(c net.Conn) {
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	ctx = context.WithValue(ctx, servedKey{}, &served{conn: c})
 	return context.WithValue(ctx, clientKey{}, s.clients[c])
+}
+
+// served is a connection of net/http.
+type served struct {
+	conn  net.Conn
+	begun atomic.Bool // a request has come on it
+}
+
+type servedKey struct{}
+
+// serveHTTP notes the first request of a connection.
+func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	if c := r.Context().Value(servedKey{}).(*served); !c.begun.Load() && !c.begun.Swap(true) {
+		s.begun(c.conn)
+	}
+	s.f.ServeHTTP(w, r)
 }
 
 // connState follows connections of net/http to their end. One that is hijacked for
@@ -230,6 +269,10 @@ func (s *Server) isClosed() bool {
 // rest is for the last ones to finish.
 const spreadShare = 0.8
 
+// youngFor bounds how long a shutdown waits for connections that have been accepted and
+// have brought no request yet, before it tells net/http, which would close them.
+const youngFor = 2 * time.Second
+
 // Shutdown drains: the listener closes, HTTP/2 clients get GOAWAY, keep-alives
 // end, requests in flight finish, watches are ended spread over the grace period,
 // and what is left at its end (or when ctx is done) is cut. It returns the number
@@ -246,6 +289,8 @@ func (s *Server) Shutdown(ctx context.Context, grace time.Duration) (cut int) {
 	spread := time.Duration(float64(grace) * spreadShare)
 	s.f.drain.begin(spread)
 	s.HTTP2.Drain(spread)
+	s.http.SetKeepAlivesEnabled(false)
+	s.awaitYoung(ctx, min(youngFor, grace-spread))
 	err := s.http.Shutdown(ctx)
 	select {
 	case <-s.f.drain.noTunnels():
@@ -260,18 +305,34 @@ func (s *Server) Shutdown(ctx context.Context, grace time.Duration) (cut int) {
 	return cut
 }
 
-// awaitClients waits until no connection is left or ctx is done, closes those that
-// are, and returns how many of them were clients'.
-func (s *Server) awaitClients(ctx context.Context) (cut int) {
+// awaitYoung waits until all that was accepted is served. net/http, once it shuts down,
+// drops a request whose head it reads, where a new connection has no second chance.
+func (s *Server) awaitYoung(ctx context.Context, atMost time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.await(ctx, func() bool { return !s.accepting && len(s.young) == 0 })
+}
+
+// await waits until ok or ctx is done. mu is held.
+func (s *Server) await(ctx context.Context, ok func() bool) {
 	defer context.AfterFunc(ctx, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.idle.Broadcast()
 	})()
-	s.mu.Lock()
-	for len(s.clients) > 0 && ctx.Err() == nil {
+	for !ok() && ctx.Err() == nil {
 		s.idle.Wait()
 	}
+}
+
+// awaitClients waits until no connection is left or ctx is done, closes those that
+// are, and returns how many of them were clients'.
+func (s *Server) awaitClients(ctx context.Context) (cut int) {
+	s.mu.Lock()
+	s.await(ctx, func() bool { return !s.accepting && len(s.clients) == 0 })
+	s.over = true
 	var left []net.Conn
 	for c, client := range s.clients {
 		if client != nil {
