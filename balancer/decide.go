@@ -41,18 +41,36 @@ const maxNameQuoted = 64
 
 // Decide works out what is to happen with a request of the client.
 func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) {
+	d := new(Decision)
+	if refusal := c.DecideInto(d, h, cl, now); refusal != nil {
+		return nil, refusal
+	}
+	return d, nil
+}
+
+// DecideInto is Decide into memory of the caller's, of which nothing stays as it was.
+// After a refusal only the Attributes are set.
+func (c *Core) DecideInto(d *Decision, h *Head, cl *Client, now time.Time) *Refusal {
+	*d = Decision{}
+	d.attribute(h.Method, h.Path, h.RawQuery)
+	if refusal := c.decide(d, h, cl, now); refusal != nil {
+		*d = Decision{Attributes: d.Attributes}
+		return refusal
+	}
+	return nil
+}
+
+func (c *Core) decide(d *Decision, h *Head, cl *Client, now time.Time) *Refusal {
 	switch h.Method {
 	case "CONNECT", "TRACE":
-		return nil, &Refusal{Code: 405, Reason: ReasonMethod, Message: "the method " + h.Method + " is not served"}
+		return &Refusal{Code: 405, Reason: ReasonMethod, Message: "the method " + h.Method + " is not served"}
 	}
 	if name := c.Headers.connectionForbids(h.Connection); name != "" {
-		return nil, &Refusal{Code: 400, Reason: ReasonBadRequest,
+		return &Refusal{Code: 400, Reason: ReasonBadRequest,
 			Message: fmt.Sprintf("the header Connection must not name %q: it would remove what authentication or audit depends on", name[:min(len(name), maxNameQuoted)])}
 	}
 
-	d := new(Decision)
 	d.Edits.Add = d.added[:0]
-	d.attribute(h.Method, h.Path, h.RawQuery)
 	d.AuditID = h.AuditID
 	token := bearerToken(h.Authorization)
 	if h.Upgrade != "" {
@@ -65,7 +83,7 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 	verdict := cl.judge(c.Verifier, h.Chain)
 	var refusal *Refusal
 	if d.Credential, refusal = authenticate(verdict, token != "", c.FrontProxy(now)); refusal != nil {
-		return nil, refusal
+		return refusal
 	}
 	switch d.Credential {
 	case Asserted:
@@ -90,7 +108,7 @@ func (c *Core) Decide(h *Head, cl *Client, now time.Time) (*Decision, *Refusal) 
 	if d.Credential == Asserted {
 		d.Edits.withholdToken(h.Subprotocols)
 	}
-	return d, nil
+	return nil
 }
 
 func (c *Core) trusted(peer netip.Addr) bool {

@@ -37,7 +37,7 @@ func (s *stream) answerCame(h *answerHead, end bool) {
 // conclude notes that the answer is the one that the client gets: nothing of the
 // request needs to be held any more.
 func (s *stream) conclude() {
-	s.cc.sh.r.Core.Concluded(s.ask.decision, s.code, s.cc.sh.now)
+	s.cc.sh.r.Core.Concluded(&s.ask.decision, s.code, s.cc.sh.now)
 	s.dropBody()
 }
 
@@ -46,8 +46,7 @@ func (s *stream) forgetAsking() {
 	if s.ask == nil {
 		return
 	}
-	s.cc.sh.giveBack(s.ask.head)
-	s.cc.sh.giveBack(s.ask.pending)
+	s.cc.sh.giveBackAsking(s.ask)
 	s.ask = nil
 }
 

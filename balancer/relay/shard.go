@@ -39,6 +39,7 @@ type shard struct {
 	strings    *hpack.Strings  // for the decoders
 	encoded    []byte          // a header block
 	lists      [][]hpack.Field // to be borrowed, empty
+	askings    []*asking       // likewise
 	jobs       []job           // owned by the flusher
 }
 
@@ -70,6 +71,26 @@ func (sh *shard) giveBack(list []hpack.Field) {
 	}
 	clear(list) // the strings are others' memory
 	sh.lists = append(sh.lists, list[:0])
+}
+
+// borrowAsking returns an empty asking, to be given back with the last reference to it.
+func (sh *shard) borrowAsking() *asking {
+	if n := len(sh.askings); n > 0 {
+		a := sh.askings[n-1]
+		sh.askings = sh.askings[:n-1]
+		return a
+	}
+	return new(asking)
+}
+
+func (sh *shard) giveBackAsking(a *asking) {
+	sh.giveBack(a.head)
+	sh.giveBack(a.pending)
+	if len(sh.askings) == maxLists {
+		return
+	}
+	*a = asking{} // nothing of one request is ever seen by another
+	sh.askings = append(sh.askings, a)
 }
 
 // job is what one connection has to write.

@@ -91,7 +91,7 @@ type stream struct {
 type asking struct {
 	method   string
 	path     string // without the query, which may hold a secret
-	decision *balancer.Decision
+	decision balancer.Decision
 	head     []hpack.Field      // for a backend
 	tried    []*backend.Backend // ruled out for this request
 	losses   int
@@ -104,7 +104,8 @@ type asking struct {
 
 func newStream(cc *clientConn, id uint32, h requestHead, end bool) *stream {
 	s := &stream{cc: cc, id: id, isHead: h.method == "HEAD", started: cc.sh.now.Sub(cc.sh.r.epoch), length: h.length, target: backendWindow}
-	s.ask = &asking{method: h.method}
+	s.ask = cc.sh.borrowAsking()
+	s.ask.method = h.method
 	s.down.window = cc.initial
 	s.up.receivable = clientWindow
 	s.up.end = end
@@ -118,6 +119,7 @@ func (s *stream) begin(h *requestHead) {
 	core := sh.r.Core
 	d := h.decisive()
 	s.ask.path = d.Path
+	decision := &s.ask.decision
 	var refusal *balancer.Refusal
 	switch {
 	case sh.tooLarge():
@@ -125,28 +127,28 @@ func (s *stream) begin(h *requestHead) {
 	default:
 		if refusal = h.unusable(); refusal == nil {
 			d.Chain = s.cc.chain
-			s.ask.decision, refusal = core.Decide(&d, s.cc.client, sh.now)
+			refusal = core.DecideInto(decision, &d, s.cc.client, sh.now)
 		}
 	}
-	if refusal != nil {
-		s.ask.decision = &balancer.Decision{Attributes: balancer.Attribute(d.Method, d.Path, d.RawQuery)}
+	if decision.Verb == "" { // refused before anything was decided
+		decision.Attributes = balancer.Attribute(d.Method, d.Path, d.RawQuery)
 	}
-	s.verb, s.class, s.credential, s.watch = s.ask.decision.Verb, s.ask.decision.Class, s.ask.decision.Credential, s.ask.decision.Watch()
+	s.verb, s.class, s.credential, s.watch = decision.Verb, decision.Class, decision.Credential, decision.Watch()
 	sh.r.Metrics.InFlight(s.class, 1)
 	if refusal != nil {
 		s.refuse(refusal)
 		return
 	}
 	core.RetryBudget(s.credential).Deposit()
-	s.ask.head = h.outgoing(&s.ask.decision.Edits, sh.borrow())
-	s.ask.decision.Edits = balancer.Edits{}
+	s.ask.head = h.outgoing(&decision.Edits, sh.borrow())
+	decision.Edits = balancer.Edits{}
 	s.attempt()
 }
 
 // attempt chooses a backend and sends the request there, or waits for a connection.
 func (s *stream) attempt() {
 	sh := s.cc.sh
-	s.slot = sh.r.Core.Pick(s.cc.client, s.ask.decision, s.ask.tried, sh.now)
+	s.slot = sh.r.Core.Pick(s.cc.client, &s.ask.decision, s.ask.tried, sh.now)
 	if s.slot == nil {
 		s.refuse(balancer.NoBackend())
 		return
@@ -422,7 +424,7 @@ func (s *stream) refuse(r *balancer.Refusal) {
 	s.detach(codeCancel)
 	s.code = r.Code
 	sh.r.Metrics.Refused(r.Reason)
-	sh.r.Refusals.Log(r, s.ask.decision, s.ask.method, s.ask.path, s.cc.client)
+	sh.r.Refusals.Log(r, &s.ask.decision, s.ask.method, s.ask.path, s.cc.client)
 	body := r.Status(sh.r.Name)
 	s.ask.maybe.status = strconv.Itoa(r.Code)
 	fields := []hpack.Field{
