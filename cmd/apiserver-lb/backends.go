@@ -17,6 +17,7 @@ type watch struct {
 	checker *health.Checker
 	prober  *health.Prober
 	stop    context.CancelFunc // ends the checks; nil: they have not begun
+	ended   chan struct{}      // closed by endWatch: nobody waits for a verdict any more
 }
 
 // newBackend makes a backend of what the configuration says of it.
@@ -70,7 +71,7 @@ func revise(now []*backend.Backend, servers []configs.Server) change {
 // addWatch makes the health checks of a backend; startWatch begins them.
 func (p *process) addWatch(b *backend.Backend) *watch {
 	dialer := &net.Dialer{KeepAliveConfig: keepAlive, Control: control}
-	w := &watch{backend: b, prober: newProber(p.config, p.store, b, dialer.DialContext)}
+	w := &watch{backend: b, prober: newProber(p.config, p.store, b, dialer.DialContext), ended: make(chan struct{})}
 	w.checker = health.NewChecker(b.Name, w.prober.Probe, health.CheckerOptions{
 		Rules:      rules(p.config),
 		Timeout:    p.config.Health.Timeout,
@@ -101,7 +102,11 @@ func (p *process) endWatch(b *backend.Backend) {
 	w := p.watches[b]
 	delete(p.watches, b)
 	p.watchMu.Unlock()
-	if w != nil && w.stop != nil {
+	if w == nil {
+		return
+	}
+	close(w.ended)
+	if w.stop != nil {
 		w.stop()
 	}
 }
@@ -129,7 +134,7 @@ func (p *process) passive(b *backend.Backend, v health.Verdict) {
 
 // reconfigure applies a configuration that has been read again: the list of backends.
 // What else has changed is named, and takes effect at the next start.
-func (p *process) reconfigure(ctx context.Context, run func(func() error), c *configs.Config) {
+func (p *process) reconfigure(ctx, apply context.Context, run func(func() error), c *configs.Config) {
 	var later []string
 	for _, key := range configs.Changed(p.config, c) {
 		if key != "backends.servers" {
@@ -140,10 +145,15 @@ func (p *process) reconfigure(ctx context.Context, run func(func() error), c *co
 		p.log.Warn("SIGHUP: changed keys take effect at the next start", "keys", later)
 	}
 	r := revise(p.backends.Set().All(), c.Backends.Servers)
+	if !p.judge(ctx, apply, run, r.added) {
+		for _, b := range r.added {
+			p.endWatch(b)
+		}
+		return
+	}
 	for b, s := range r.settings {
 		b.Reconfigure(s)
 	}
-	p.judge(ctx, run, r.added)
 	changed := *p.config
 	changed.Backends.Servers = c.Backends.Servers
 	p.config = &changed
@@ -163,8 +173,8 @@ func (p *process) reconfigure(ctx context.Context, run func(func() error), c *co
 }
 
 // judge begins the checks of new backends and waits for a first verdict on each, so
-// that none gets a request before it has shown that it is well.
-func (p *process) judge(ctx context.Context, run func(func() error), added []*backend.Backend) {
+// that none gets a request before it has shown that it is well; false: apply is done.
+func (p *process) judge(ctx, apply context.Context, run func(func() error), added []*backend.Backend) bool {
 	var watches []*watch
 	for _, b := range added {
 		w := p.addWatch(b)
@@ -174,11 +184,12 @@ func (p *process) judge(ctx context.Context, run func(func() error), added []*ba
 	for _, w := range watches {
 		select {
 		case <-w.checker.WaitFirst():
-		case <-ctx.Done():
-			return
+		case <-apply.Done():
+			return false
 		}
 	}
-	p.learnProtocols(ctx, added)
+	p.learnProtocols(apply, added)
+	return apply.Err() == nil
 }
 
 func names(list []*backend.Backend) []string {

@@ -401,3 +401,37 @@ func TestFullDisk(t *testing.T) {
 		t.Error("the balancer does not end")
 	}
 }
+
+// SIGTERM does not wait for a new backend that is slow to answer its first probe.
+func TestTermDuringReload(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, 1)
+	s.set("backends.servers", s.serversOf(s.apis[0]))
+	s.set("shutdown.gracePeriod", "1s")
+	r := s.startReady()
+	s.set("backends.servers", s.serversOf(s.apis...))
+	r.signals.reload <- syscall.SIGHUP
+	s.apis[1].await(t, "a probe", 0, to("/readyz"))
+	defer close(s.apis[1].gate)
+	begun := time.Now()
+	r.signals.end <- syscall.SIGTERM
+	if err := r.wait(); err != nil {
+		t.Errorf("serve = %v", err)
+	}
+	if took := time.Since(begun); took > soon {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// A backend that keeps the balancer from its start can be taken out meanwhile.
+func TestReloadDuringFirstRound(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, 1)
+	r := s.start()
+	s.apis[1].await(t, "a probe", 0, to("/readyz"))
+	defer close(s.apis[1].gate)
+	s.set("backends.servers", s.serversOf(s.apis[0]))
+	r.hangUp(listRead)
+	r.log.await(t, said("ready for clients"))
+	r.mustGet(r.client(r.pki.alice), objectPath)
+}

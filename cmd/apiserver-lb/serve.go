@@ -75,7 +75,7 @@ func (s *signals) stop() {
 
 // process is all that runs.
 type process struct {
-	config *configs.Config // replaced by reconfigure; read by build and by control
+	config *configs.Config // replaced by reconfigure; read by build, reload and, when none is under way, control
 	log    *slog.Logger
 
 	store     *tlsconf.Store
@@ -369,11 +369,13 @@ func (p *process) learnProtocols(ctx context.Context, backends []*backend.Backen
 	wg.Wait()
 }
 
-// awaitProbes waits for the first verdict on every backend.
+// awaitProbes waits for the first verdict on every backend, less those that a reload
+// takes out meanwhile.
 func (p *process) awaitProbes(ctx context.Context) bool {
 	for _, w := range p.allWatches() {
 		select {
 		case <-w.checker.WaitFirst():
+		case <-w.ended:
 		case <-ctx.Done():
 			return false
 		}
@@ -381,27 +383,53 @@ func (p *process) awaitProbes(ctx context.Context) bool {
 	return true
 }
 
-// control acts on signals until the process is to end, and then ends it.
+// control acts on signals until the process is to end, and then ends it. A reload goes
+// on beside it, one at a time, and is given up when the process is to end: it may wait
+// for a backend that is slow to answer.
 func (p *process) control(ctx context.Context, run func(func() error), signals *signals) error {
+	apply, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	var reloaded chan struct{} // closed when the reload under way is over; nil: none is
+	end := func() {
+		giveUp()
+		if reloaded != nil {
+			<-reloaded
+		}
+	}
 	for {
+		reload := signals.reload
+		if reloaded != nil {
+			reload = nil
+		}
 		select {
 		case <-ctx.Done():
 			// Something has failed: what can still finish may.
+			end()
 			p.shutdown(signals)
 			return nil
 		case s := <-signals.end:
+			end()
 			p.log.Info("draining", "signal", s.String(), "delay", p.config.Shutdown.Delay, "gracePeriod", p.config.Shutdown.GracePeriod)
 			p.shutdown(signals)
 			return nil
-		case <-signals.reload:
-			p.reload(ctx, run)
+		case <-reload:
+			done := make(chan struct{})
+			reloaded = done
+			go func() {
+				defer close(done)
+				p.reload(ctx, apply, run)
+			}()
+		case <-reloaded:
+			reloaded = nil
 		}
 	}
 }
 
 // reload reads the certificate files and the configuration again. Before the first
 // round of probes is over, systemd is told nothing of it: READY=1 would end the start.
-func (p *process) reload(ctx context.Context, run func(func() error)) {
+//
+// It is given up when apply is done; the checks of new backends end with ctx.
+func (p *process) reload(ctx, apply context.Context, run func(func() error)) {
 	if p.ready.probed.Load() {
 		p.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonicMicroseconds()))
 		defer p.notify(daemon.SdNotifyReady)
@@ -419,7 +447,7 @@ func (p *process) reload(ctx context.Context, run func(func() error)) {
 		p.log.Error("SIGHUP: the configuration is not usable, and stays as it was", "err", err)
 		return
 	}
-	p.reconfigure(ctx, run, c)
+	p.reconfigure(ctx, apply, run, c)
 }
 
 // shutdown drains, and cuts what is left at the end of the grace period or when a
