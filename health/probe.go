@@ -73,8 +73,9 @@ type Target struct {
 // Result is what one probe saw.
 type Result struct {
 	// Verdict is one of Pass, NotReady, Failing, Untrusted, Unreachable, Timeout and
-	// ShutdownAnnounced; NoVerdict when the probe was cancelled. A Checker
-	// turns some into Slow and Closing.
+	// ShutdownAnnounced; NoVerdict when the probe was cancelled, or could not
+	// be made for want of file descriptors. A Checker turns some into Slow and
+	// Closing.
 	Verdict Verdict
 	// Err says what is wrong and, where it is the configuration, the cure.
 	// It is nil for a Pass. It holds no header and no body.
@@ -299,6 +300,8 @@ func judgeError(err error) (Verdict, error) {
 		op           *net.OpError
 	)
 	switch {
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return NoVerdict, fmt.Errorf("%w: this process has no file descriptor left for the probe", err)
 	case errors.As(err, &hostname):
 		return Untrusted, fmt.Errorf("%w: set serverName of the backend to a name in its certificate", err)
 	case errors.As(err, &authority):

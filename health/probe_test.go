@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -403,6 +404,25 @@ func TestProbeWithoutDeadline(t *testing.T) {
 			t.Errorf("probe without a deadline: %+v", got)
 		}
 	})
+}
+
+// TestProbeWithoutDescriptors: that this process can open nothing more says nothing of
+// the backend.
+func TestProbeWithoutDescriptors(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE} {
+		synctest.Test(t, func(t *testing.T) {
+			a := startAPIServer(t, nil, says(200, "ok"))
+			p := a.prober(t, func(target *Target) {
+				target.Dial = func(_ context.Context, network, _ string) (net.Conn, error) {
+					return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("socket", errno)}
+				}
+			})
+			got := probe(t, p)
+			if got.Verdict != NoVerdict || got.Err == nil || !strings.Contains(got.Err.Error(), "no file descriptor") {
+				t.Errorf("%v: %+v, want no verdict", errno, got)
+			}
+		})
+	}
 }
 
 // TestProbeLateDial: a connection that comes up when the probe has ended is
