@@ -53,9 +53,25 @@ func (c *Core) RetryBudget(cred Credential) *Budget {
 
 // Pick chooses a backend for a request of the client, apart from those that have
 // been tried, and counts the request in. It returns nil where no backend is left.
+//
+// A backend on which nothing runs after it has been taken out of the set gets nothing
+// more: Pick looks at the set again after it has counted the request.
 func (c *Core) Pick(cl *Client, d *Decision, tried []*backend.Backend, now time.Time) *backend.Slot {
+	for {
+		set := c.Backends.Set()
+		slot := c.pickFrom(set, cl, d, tried, now)
+		if slot == nil {
+			return nil
+		}
+		if current := c.Backends.Set(); current == set || current.Index(slot.Backend) >= 0 {
+			return slot
+		}
+		slot.Release()
+	}
+}
+
+func (c *Core) pickFrom(set *backend.Set, cl *Client, d *Decision, tried []*backend.Backend, now time.Time) *backend.Slot {
 	var room [8]pick.Candidate
-	set := c.Backends.Set()
 	view := set.View(room[:0], tried, now)
 	long := d.Class != Short
 	var chosen int
