@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"apiserver-lb/balancer/backend"
 )
 
 // kind says how a long-running request ends when the balancer drains.
@@ -31,12 +33,15 @@ type drain struct {
 }
 
 type ending struct {
-	kind kind
-	end  func() // must not block, may be called more than once
+	backend *backend.Backend
+	kind    kind
+	at      time.Time // when a watch ends because its backend is leaving; zero: not chosen yet
+	end     func()    // must not block, may be called more than once
 }
 
-// add notes a long-running request that end would end, and returns what forgets it.
-func (d *drain) add(k kind, end func()) (forget func()) {
+// add notes a long-running request on a backend that end would end, and returns what
+// forgets it.
+func (d *drain) add(b *backend.Backend, k kind, end func()) (forget func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ends == nil {
@@ -44,7 +49,7 @@ func (d *drain) add(k kind, end func()) (forget func()) {
 	}
 	id := d.next
 	d.next++
-	d.ends[id] = ending{k, end}
+	d.ends[id] = ending{backend: b, kind: k, end: end}
 	if k == tunnel {
 		d.tunnels++
 	}
@@ -75,6 +80,33 @@ func (d *drain) begin(spread time.Duration) {
 		if e.kind == watch {
 			d.schedule(e.end)
 		}
+	}
+}
+
+// endWatches ends those watches of a backend whose time has come: a random one until
+// by, chosen when a watch is seen for the first time.
+func (d *drain) endWatches(b *backend.Backend, by time.Time) {
+	now := time.Now()
+	d.mu.Lock()
+	var due []func()
+	for id, e := range d.ends {
+		if e.backend != b || e.kind != watch {
+			continue
+		}
+		if e.at.IsZero() {
+			e.at = now
+			if left := by.Sub(now); left > 0 {
+				e.at = now.Add(rand.N(left))
+			}
+			d.ends[id] = e
+		}
+		if !now.Before(e.at) {
+			due = append(due, e.end)
+		}
+	}
+	d.mu.Unlock()
+	for _, end := range due {
+		end()
 	}
 }
 

@@ -318,7 +318,7 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 		if x.decision.Watch() {
 			k = watch
 		}
-		body.forget = x.f.drain.add(k, cancel)
+		body.forget = x.f.drain.add(b, k, cancel)
 	}
 	res.Body = body
 	return res, nil

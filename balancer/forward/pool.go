@@ -211,6 +211,9 @@ func (p *Pools) Forget(b *backend.Backend) {
 			delete(p.pools, key)
 		}
 	}
+	if len(p.raw[b]) == 0 {
+		delete(p.raw, b)
+	}
 }
 
 // Retire takes the connections that stand now out of use for new requests and

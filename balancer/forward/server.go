@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
 )
 
 // HTTP2 carries the requests of client connections that have agreed on h2, in place
@@ -269,6 +270,14 @@ func (s *Server) isClosed() bool {
 // rest is for the last ones to finish.
 const spreadShare = 0.8
 
+// Spread returns the part of a grace period over which watches are ended.
+func Spread(grace time.Duration) time.Duration { return time.Duration(float64(grace) * spreadShare) }
+
+// EndWatches ends watches of a backend that gets no more requests: cleanly, and each at
+// a random time until by. It is to be called from time to time, for it ends those that
+// are due.
+func (s *Server) EndWatches(b *backend.Backend, by time.Time) { s.f.drain.endWatches(b, by) }
+
 // youngFor bounds how long a shutdown waits for connections that have been accepted and
 // have brought no request yet, before it tells net/http, which would close them.
 const youngFor = 2 * time.Second
@@ -286,7 +295,7 @@ func (s *Server) Shutdown(ctx context.Context, grace time.Duration) (cut int) {
 		s.listener.Close()
 	}
 	s.mu.Unlock()
-	spread := time.Duration(float64(grace) * spreadShare)
+	spread := Spread(grace)
 	s.f.drain.begin(spread)
 	s.HTTP2.Drain(spread)
 	s.http.SetKeepAlivesEnabled(false)

@@ -16,7 +16,7 @@ func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.C
 	// now waits for the one or for the other.
 	var client net.Conn
 	var mu sync.Mutex
-	defer x.f.drain.add(tunnel, func() {
+	defer x.f.drain.add(x.backend, tunnel, func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if client != nil {
