@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/forward"
 	"apiserver-lb/configs"
 	"apiserver-lb/health"
 )
@@ -132,12 +133,16 @@ func (p *process) passive(b *backend.Backend, v health.Verdict) {
 	}
 }
 
+// applied are the keys of which a reload applies a change. The latter is the default of
+// a part of the former.
+var applied = []string{"backends.servers", "backends.serverName"}
+
 // reconfigure applies a configuration that has been read again: the list of backends.
 // What else has changed is named, and takes effect at the next start.
 func (p *process) reconfigure(ctx, apply context.Context, run func(func() error), c *configs.Config) {
 	var later []string
 	for _, key := range configs.Changed(p.config, c) {
-		if key != "backends.servers" {
+		if !slices.Contains(applied, key) {
 			later = append(later, key)
 		}
 	}
@@ -159,17 +164,61 @@ func (p *process) reconfigure(ctx, apply context.Context, run func(func() error)
 	p.config = &changed
 	p.backends.Replace(backend.NewSet(changed.Backends.SlowStart, r.list...))
 	for _, b := range r.removed {
-		p.endWatch(b)
-		// What runs on it may finish. A watch that is still open then ends as if its
-		// backend had died: cleanly.
-		time.AfterFunc(changed.Shutdown.GracePeriod, func() {
-			p.pools.Forget(b)
-			p.relay.Forget(b)
+		run(func() error {
+			p.dismiss(ctx, b, changed.Shutdown.GracePeriod)
+			return nil
 		})
 	}
 	p.tellPanic()
 	p.log.Info("SIGHUP: the list of backends has been read again", "backends", len(r.list),
 		"added", names(r.added), "removed", names(r.removed), "changed", len(r.settings))
+}
+
+// dismissEvery is how often a backend that has been removed is looked after.
+const dismissEvery = 100 * time.Millisecond
+
+// dismiss lets what runs on a backend that has been removed finish within the grace
+// period of a shutdown, in which watches end cleanly and spread. What is left then is
+// cut. Its health is checked until then, so that nobody waits for one that has died.
+func (p *process) dismiss(ctx context.Context, b *backend.Backend, grace time.Duration) {
+	busy := func() (requests int64) {
+		short, long, _ := b.Load()
+		return short + long
+	}
+	tick := time.NewTicker(dismissEvery)
+	defer tick.Stop()
+	begun := time.Now()
+	watchesBy := begun.Add(forward.Spread(grace))
+	for busy() > 0 && time.Since(begun) < grace {
+		p.relay.EndWatches(b, watchesBy)
+		p.server.EndWatches(b, watchesBy)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	cut := busy()
+	p.endWatch(b)
+	if cut > 0 {
+		p.log.Warn("removed backend: requests cut at the end of the grace period", "backend", b.Name, "address", b.Address, "requests", cut)
+	} else {
+		p.log.Info("removed backend: drained", "backend", b.Name, "address", b.Address)
+	}
+	for {
+		p.pools.Forget(b)
+		p.relay.Forget(b)
+		if busy() == 0 {
+			return
+		}
+		// A client that is slow to take its answer, or a connection that was being
+		// dialled for an upgrade.
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // judge begins the checks of new backends and waits for a first verdict on each, so

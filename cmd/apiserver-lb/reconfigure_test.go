@@ -177,6 +177,7 @@ func TestReloadBackends(t *testing.T) {
 	if text := r.ask("/metrics").body; strings.Contains(text, fmt.Sprintf("backend_state{backend=%q", a.name)) || !strings.Contains(text, fmt.Sprintf("backend_state{backend=%q", c.name)) {
 		t.Error("/metrics does not tell of the new list")
 	}
+	r.log.await(t, said("removed backend: drained"))
 	polled := a.count()
 	time.Sleep(300 * time.Millisecond)
 	if n := a.count(); n != polled {
@@ -249,20 +250,22 @@ func TestReloadStorm(t *testing.T) {
 			}
 		})
 	}
-	reload := func(n int) {
-		for i := range n {
-			r.set("backends.servers", lists[i%len(lists)])
-			r.file()
-			if err := syscall.Kill(r.pid, syscall.SIGHUP); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(5 * time.Millisecond) // several may come to one
-		}
-		r.set("backends.servers", lists[3])
+	reloads := 0
+	hangUp := func(list []any) {
+		t.Helper()
+		r.set("backends.servers", list)
 		r.file()
 		if err := syscall.Kill(r.pid, syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
+		r.log.awaitNth(t, reloads, said(listRead)) // or two signals could come to one
+		reloads++
+	}
+	reload := func(n int) {
+		for i := range n {
+			hangUp(lists[i%len(lists)])
+		}
+		hangUp(lists[3])
 		eventually(t, "the last list is in use", func() bool { return r.metric("apiserver_lb_backend_info{") == 3 })
 		time.Sleep(time.Second) // beyond the grace period
 	}
@@ -275,11 +278,10 @@ func TestReloadStorm(t *testing.T) {
 	})
 	stop.Store(true)
 	wg.Wait()
-	reloads := len(r.log.list(said(listRead)))
 	t.Logf("%d reloads; %d requests, %d failed; descriptors %d, then %d; goroutines %v, then %v; connections to backends %v, then %v", reloads, asked.Load(), failed.Load(),
 		files, openFiles(t, r.pid), goroutines, r.metric("go_goroutines"), connections, r.metric("apiserver_lb_backend_connections{"))
-	if asked.Load() < 1000 || reloads < 100 {
-		t.Errorf("only %d requests and %d reloads: too few to prove anything", asked.Load(), reloads)
+	if asked.Load() < 1000 {
+		t.Errorf("only %d requests: too few to prove anything", asked.Load())
 	}
 }
 
