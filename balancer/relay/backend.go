@@ -360,8 +360,10 @@ func (bc *backendConn) trailers(s *stream, end bool) {
 		bc.broken(s, "a body of another length than declared")
 		return
 	}
-	trailers := append([]hpack.Field(nil), bc.sh.fields...)
-	s.down.trailers = &trailers
+	if len(bc.sh.fields) > 0 {
+		trailers := append([]hpack.Field(nil), bc.sh.fields...)
+		s.down.trailers = &trailers
+	}
 	s.down.end = true
 	if s.hold != holdNot {
 		s.judgeHeld()

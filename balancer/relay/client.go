@@ -194,14 +194,15 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 	if problem == "" && end && h.length > 0 {
 		problem = "an end before the body that was announced"
 	}
-	if problem != "" && !cc.sh.tooLarge() {
+	excess := cc.sh.tooLarge() || cc.sh.blownUp()
+	if problem != "" && !excess {
 		cc.undo(id, codeProtocol)
 		return cc.charge(costFault)
 	}
 	s := newStream(cc, id, h, end)
 	cc.streams.put(id, s)
 	s.begin(&h)
-	if cc.sh.tooLarge() {
+	if excess {
 		return cc.charge(costFault)
 	}
 	return nil
@@ -214,7 +215,7 @@ func (cc *clientConn) trailers(s *stream, end bool) error {
 	if s.up.end {
 		return cc.fault(s, codeStreamClosed)
 	}
-	if !end || cc.sh.tooLarge() {
+	if !end || cc.sh.tooLarge() || cc.sh.blownUp() {
 		return cc.fault(s, codeProtocol)
 	}
 	for i := range cc.sh.fields {
@@ -382,7 +383,7 @@ func (cc *clientConn) tick() {
 	}
 	if cc.sh.draining {
 		for _, s := range cc.streams.all() {
-			if s.resumable() && s.answered && now.After(s.endBy()) {
+			if s.resumable() && s.answered && now.After(s.endBy(cc.sh.until)) {
 				s.endWatch()
 			}
 		}

@@ -203,3 +203,33 @@ func (w *world) ask(tr *http.Transport, rnd *rand.Rand, marker, token, name stri
 	}
 	return "answered"
 }
+
+// Somebody with many groups may be impersonated; a header that is one field over and
+// over is refused.
+func TestManyGroups(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		c := w.client(nil).greet()
+		var groups, same []string
+		for i := range 500 {
+			groups = append(groups, fmt.Sprintf("impersonate-group: %d", 10000+i))
+		}
+		for range 1200 {
+			same = append(same, "impersonate-group: "+strings.Repeat("g", 60))
+		}
+		id := c.ask(true, "GET", "/api/v1/pods", groups...)
+		b := w.apis[0].accepted()
+		e := b.wantRequest(true, "GET", "/api/v1/pods")
+		arrived := 0
+		for _, f := range e.head {
+			if strings.HasPrefix(f, "impersonate-group: ") {
+				arrived++
+			}
+		}
+		if arrived != len(groups) {
+			t.Errorf("%d of %d groups have arrived", arrived, len(groups))
+		}
+		b.headers(e.id, true, ":status: 200")
+		c.wantStatus(id, true, 200)
+		c.wantStatus(c.ask(true, "GET", "/api/v1/pods", same...), false, 431)
+	})
+}

@@ -121,37 +121,30 @@ func (c *conn) handleContinuation(f *frame) error {
 func (c *conn) decode(id uint32, block []byte) error {
 	sh := c.sh
 	list, err := c.dec.Decode(block, sh.fields[:0], c.listLimit, maxFields)
-	if errors.Is(err, hpack.ErrTooLong) {
-		return &connError{codeEnhanceYourCalm, "header field too large"}
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, hpack.ErrTooLong), errors.Is(err, hpack.ErrTooMuch):
+		return &connError{codeEnhanceYourCalm, "header too large: " + err.Error()}
+	case err != nil:
 		return &connError{codeCompression, "header block: " + err.Error()}
 	}
-	sh.fields, sh.listBytes, sh.listLimit = list.Fields, list.Size, c.listLimit
-	if sh.listBytes > 2*c.listLimit {
-		return &connError{codeEnhanceYourCalm, "header list far too large"}
-	}
-	sh.blockBytes = len(block)
+	sh.fields, sh.listBytes, sh.listLimit, sh.copied = list.Fields, list.Size, c.listLimit, list.Copied
 	return c.leg.headers(id, c.blockEnd)
 }
 
 // maxFields is how many fields a header list may have.
 const maxFields = 2000
 
-// A list of over inflatedBytes that is inflated times as long as it came repeats one
-// field over and over: a byte each here, and all of it to a backend. What comes from
-// the tables without repetition is less.
-const (
-	inflatedBytes = 16 << 10
-	inflated      = 8
-)
+// tooLarge reports whether the list in sh.fields is not to be used, since it is not
+// complete.
+func (sh *shard) tooLarge() bool { return sh.listBytes > sh.listLimit || len(sh.fields) > maxFields }
 
-// tooLarge reports whether the list in sh.fields is not to be used: it is not
-// complete, or blown up.
-func (sh *shard) tooLarge() bool {
-	return sh.listBytes > sh.listLimit || len(sh.fields) > maxFields ||
-		sh.listBytes > inflatedBytes && sh.listBytes > inflated*sh.blockBytes
-}
+// maxCopied is how many bytes of a request's list may come from the tables. Both have no
+// more than 7 KiB; beyond many times as much, a list repeats one field over and over: a
+// byte each here, and all of it to a backend. The names of maxFields fields come to less.
+const maxCopied = 64 << 10
+
+// blownUp reports whether the list in sh.fields is of that kind.
+func (sh *shard) blownUp() bool { return sh.copied > maxCopied }
 
 func (c *conn) handlePriority(f *frame) error {
 	if f.id == 0 {
@@ -190,10 +183,13 @@ func (c *conn) handleSettings(f *frame) error {
 	if err != nil {
 		return err
 	}
+	for _, s := range list {
+		if s.id == settingHeaderTableSize { // the least one counts as well (RFC 7541, section 4.2)
+			c.enc.Resize(s.value)
+		}
+	}
 	for _, s := range lastOfEach(list) {
 		switch s.id {
-		case settingHeaderTableSize:
-			c.enc.Resize(s.value)
 		case settingInitialWindow:
 			delta := int64(s.value) - c.initial
 			c.initial = int64(s.value)

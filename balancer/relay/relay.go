@@ -120,19 +120,6 @@ func (r *Relay) Cut(b *backend.Backend) {
 	})
 }
 
-// Forget closes what connections there are to a backend that has been taken out of the
-// configuration, as Cut does, and lets go of it.
-func (r *Relay) Forget(b *backend.Backend) {
-	r.each(func(sh *shard) {
-		for key, p := range sh.pools {
-			if key.backend == b {
-				p.cut(errRemoved)
-				delete(sh.pools, key)
-			}
-		}
-	})
-}
-
 // Retire takes the connections to backends that stand now out of use for new
 // requests and closes each when its last request ends: a certificate or a CA has
 // changed.
@@ -186,14 +173,24 @@ func (r *Relay) Close() {
 	})
 }
 
-// cut ends all connections of a pool, and the dial under way, so that those who
-// wait for it go elsewhere.
+// cut ends all connections of a pool, and the dial under way. Those who wait for one go
+// elsewhere.
 func (p *pool) cut(err error) {
+	waiting := p.waiting
+	p.waiting = nil // before anything could dial for them again
 	for _, bc := range append([]*backendConn(nil), p.conns...) {
 		bc.end(err)
 	}
 	if p.dialing != nil {
 		p.dialing.dead = err
 		p.dialing.cancel()
+	}
+	for _, s := range waiting {
+		s.ask.pool = nil
+	}
+	for _, s := range waiting {
+		if !s.done {
+			s.failed(balancer.DialFailed, err)
+		}
 	}
 }

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"apiserver-lb/balancer/backend"
@@ -18,7 +17,7 @@ func (r *Relay) EndWatches(b *backend.Backend, by time.Time) {
 			}
 			for _, bc := range p.conns {
 				for _, s := range bc.streams.all() {
-					if s.bc == bc && s.resumable() && s.answered && sh.now.After(s.leaveBy(by)) {
+					if s.bc == bc && s.resumable() && s.answered && sh.now.After(s.endBy(by)) {
 						s.endWatch()
 					}
 				}
@@ -27,14 +26,15 @@ func (r *Relay) EndWatches(b *backend.Backend, by time.Time) {
 	})
 }
 
-// leaveBy is endBy where it is the backend that leaves, until by.
-func (s *stream) leaveBy(by time.Time) time.Time {
-	sh := s.cc.sh
-	if s.endAt == 0 {
-		s.endAt = sh.now.Sub(sh.r.epoch)
-		if left := by.Sub(sh.now); left > 0 {
-			s.endAt += rand.N(left)
+// Forget closes what connections there are to a backend that has been taken out of the
+// configuration, as Cut does, and lets go of it.
+func (r *Relay) Forget(b *backend.Backend) {
+	r.each(func(sh *shard) {
+		for key, p := range sh.pools {
+			if key.backend == b {
+				p.cut(errRemoved)
+				delete(sh.pools, key)
+			}
 		}
-	}
-	return sh.r.epoch.Add(s.endAt)
+	})
 }

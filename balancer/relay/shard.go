@@ -32,15 +32,16 @@ type shard struct {
 	until    time.Time // by which watches end, while draining
 
 	// Scratch for what happens under mu.
-	fields     []hpack.Field
-	listBytes  int
-	listLimit  int
-	blockBytes int             // of the list in fields, as it came
-	strings    *hpack.Strings  // for the decoders
-	encoded    []byte          // a header block
-	lists      [][]hpack.Field // to be borrowed, empty
-	askings    []*asking       // likewise
-	jobs       []job           // owned by the flusher
+	fields    []hpack.Field
+	listBytes int
+	listLimit int
+	copied    int             // bytes of the list in fields that came from the tables
+	strings   *hpack.Strings  // for the decoders
+	forgot    time.Time       // when they were forgotten last
+	encoded   []byte          // a header block
+	lists     [][]hpack.Field // to be borrowed, empty
+	askings   []*asking       // likewise
+	jobs      []job           // owned by the flusher
 }
 
 type poolKey struct {
@@ -252,6 +253,9 @@ func (sh *shard) announced(l leg, s setting) {
 	bc.maxList = int64(s.value)
 }
 
+// forgetEvery is how long a token that nobody sends any more may stay among the strings.
+const forgetEvery = time.Minute
+
 // tickEvery is how often a shard looks after its connections; times below depend on
 // it by no more than that.
 const tickEvery = 250 * time.Millisecond
@@ -273,6 +277,10 @@ func (sh *shard) run(ctx context.Context) {
 }
 
 func (sh *shard) tick() {
+	if sh.now.Sub(sh.forgot) > forgetEvery {
+		sh.strings.Forget()
+		sh.forgot = sh.now
+	}
 	for cc := range sh.clients {
 		cc.tick()
 	}

@@ -124,6 +124,8 @@ func (s *stream) begin(h *requestHead) {
 	switch {
 	case sh.tooLarge():
 		refusal = &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest, Message: "the request header is too large (http.maxHeaderBytes in the balancer's configuration)"}
+	case sh.blownUp():
+		refusal = &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest, Message: "the request header repeats fields far too often"}
 	default:
 		if refusal = h.unusable(); refusal == nil {
 			d.Chain = s.cc.chain
@@ -405,13 +407,13 @@ func (s *stream) endWatch() {
 	}
 }
 
-// endBy returns when a watch ends while the balancer drains: at a random time, so
-// that their clients do not all come to the next balancer at once.
-func (s *stream) endBy() time.Time {
+// endBy returns when a watch ends that is to end until by: at a random time, so that
+// their clients do not all come to the next balancer or backend at once.
+func (s *stream) endBy(by time.Time) time.Time {
 	sh := s.cc.sh
 	if s.endAt == 0 {
 		s.endAt = sh.now.Sub(sh.r.epoch)
-		if left := sh.until.Sub(sh.now); left > 0 {
+		if left := by.Sub(sh.now); left > 0 {
 			s.endAt += rand.N(left)
 		}
 	}

@@ -1,5 +1,7 @@
 package relay
 
+import "math/rand/v2"
+
 // streams finds the streams of one leg by their ids on it. The zero streams is empty
 // and holds no memory. It is a hash table with open addressing: what a map does for
 // keys of any kind showed in the cost of a request.
@@ -15,9 +17,11 @@ type streamSlot struct {
 
 const leastSlots = 8
 
-// home is where an id is looked for first. Both ends count their ids up by two, so
-// that those of streams that live at the same time seldom meet.
-func (t *streams) home(id uint32) int { return int(id>>1) & (len(t.slots) - 1) }
+// home is where an id is looked for first. It is spread by a number that nobody knows,
+// since a client chooses its ids, and standing watches must not lie in one row.
+func (t *streams) home(id uint32) int { return int(uint64(id)*spread>>32) & (len(t.slots) - 1) }
+
+var spread = rand.Uint64() | 1
 
 func (t *streams) get(id uint32) *stream {
 	if t.n == 0 || id == 0 {

@@ -299,6 +299,9 @@ func (sh *shard) unrest() string {
 		if got := cc.receivable + cc.owed; got != clientConnWindow && !cc.over && !cc.closing {
 			return fmt.Sprintf("a client has a connection window of %d, want %d", got, clientConnWindow)
 		}
+		if cc.held != 0 {
+			return fmt.Sprintf("a client has %d bytes of answers that are held", cc.held)
+		}
 		if cc.extra != 0 {
 			return fmt.Sprintf("a client has %d bytes of window beyond the usual", cc.extra)
 		}

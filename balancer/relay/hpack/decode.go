@@ -14,6 +14,8 @@ type Decoder struct {
 var (
 	// ErrTooLong is for a string that is longer than the decoder takes.
 	ErrTooLong = errors.New("a string is too long")
+	// ErrTooMuch is for a list of more than twice what is kept of it.
+	ErrTooMuch = errors.New("the list is far too large")
 
 	errTruncated = errors.New("the block ends in the middle of a field")
 	errInteger   = errors.New("an integer is too large")
@@ -31,11 +33,13 @@ func NewDecoder(s *Strings, longest int) Decoder {
 type List struct {
 	Fields []Field
 	Size   int // of all fields that came, in bytes as SETTINGS_MAX_HEADER_LIST_SIZE counts
+	Copied int // the part of Size that came from the tables, for a few bytes on the wire
 }
 
 // Decode decodes a whole block. What is beyond limit bytes or most fields is counted
-// in Size and not kept; the table of the connection depends on all of it. The fields
-// are appended to into, which may be reused when they are not needed any more.
+// in Size and not kept; the table of the connection depends on all of it. After an
+// error the decoder is of no use any more. The fields are appended to into, which may
+// be used again when they are not needed any more.
 func (d *Decoder) Decode(block []byte, into []Field, limit, most int) (List, error) {
 	l := List{Fields: into}
 	resizable := true
@@ -49,10 +53,14 @@ func (d *Decoder) Decode(block []byte, into []Field, limit, most int) (List, err
 			continue
 		}
 		resizable = false
-		if block, err = d.field(block, &f); err != nil {
+		var copied int
+		if block, copied, err = d.field(block, &f); err != nil {
 			return l, err
 		}
-		l.Size += f.Size()
+		l.Copied += copied
+		if l.Size += f.Size(); l.Size > 2*limit {
+			return l, ErrTooMuch
+		}
 		if l.Size <= limit && len(l.Fields) <= most {
 			l.Fields = append(l.Fields, f)
 		}
@@ -73,19 +81,20 @@ func (d *Decoder) resize(p []byte, allowed bool) ([]byte, error) {
 	return p, nil
 }
 
-// field takes a field (RFC 7541, sections 6.1 and 6.2).
-func (d *Decoder) field(p []byte, f *Field) ([]byte, error) {
+// field takes a field (RFC 7541, sections 6.1 and 6.2). copied is what of its size came
+// from a table.
+func (d *Decoder) field(p []byte, f *Field) (rest []byte, copied int, err error) {
 	if p[0]&0x80 != 0 { // indexed
 		i, p, err := integer(p, 7)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		entry := d.entry(i)
 		if entry == nil {
-			return nil, errIndex
+			return nil, 0, errIndex
 		}
 		*f = *entry
-		return p, nil
+		return p, f.Size(), nil
 	}
 	bits, index := uint(4), false
 	if p[0]&0x40 != 0 {
@@ -94,24 +103,25 @@ func (d *Decoder) field(p []byte, f *Field) ([]byte, error) {
 	f.Sensitive = !index && p[0]&0x10 != 0
 	i, p, err := integer(p, bits)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if i > 0 {
 		entry := d.entry(i)
 		if entry == nil {
-			return nil, errIndex
+			return nil, 0, errIndex
 		}
+		copied = len(entry.Name)
 		f.Name, f.id, f.faults = entry.Name, entry.id, entry.faults&BadName
 	} else {
 		var name text
 		if name, p, err = d.text(p); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		f.Name, f.id, f.faults = name.s, name.id, name.nameFault
 	}
 	value, p, err := d.text(p)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	f.Value = value.s
 	f.faults |= value.valueFaults
@@ -119,7 +129,7 @@ func (d *Decoder) field(p []byte, f *Field) ([]byte, error) {
 	if index {
 		d.table.add(*f)
 	}
-	return p, nil
+	return p, copied, nil
 }
 
 // entry returns an entry of the static or the dynamic table, nil where there is none.

@@ -160,7 +160,7 @@ func TestLimits(t *testing.T) {
 	}{
 		{"all", whole, 3, 3},
 		{"bytes", whole - 1, 3, 2},
-		{"nothing", 10, 3, 0},
+		{"no more than twice as much", whole/2 + 1, 3, 0},
 		{"fields: one more tells that it was too many", whole, 1, 2},
 	} {
 		dec := NewDecoder(NewStrings(), longest)
@@ -203,6 +203,34 @@ func huffman(s string) []byte {
 	return append(appendInteger(nil, 0x80, 7, len(coded)), coded...)
 }
 
+// What a list has from the tables is told apart: it costs its sender next to nothing.
+func TestCopied(t *testing.T) {
+	dec := NewDecoder(NewStrings(), longest)
+	copied := func(block []byte, want int) {
+		t.Helper()
+		if list, err := dec.Decode(block, nil, 1<<20, 100); err != nil || list.Copied != want {
+			t.Errorf("%x: %d bytes from the tables, %v; want %d", block, list.Copied, err, want)
+		}
+	}
+	enc := NewEncoder()
+	own := Make(UserAgent, "kubectl")
+	copied(enc.Append(nil, &own), len("user-agent"))
+	copied(enc.Append(nil, &own), own.Size())
+	unknown := Field{Name: "impersonate-group", Value: "g"}
+	copied(enc.Append(nil, &unknown), 0)
+	get := Make(Method, "GET")
+	copied(enc.Append(enc.Append(nil, &get), &get), 2*get.Size())
+}
+
+// A list that is far too large is not decoded to its end.
+func TestTooMuch(t *testing.T) {
+	dec := NewDecoder(NewStrings(), longest)
+	list, err := dec.Decode(bytes.Repeat([]byte{0x82}, 1<<20), nil, 1000, 100)
+	if err != ErrTooMuch || list.Size > 2100 {
+		t.Errorf("%d bytes, %v", list.Size, err)
+	}
+}
+
 // A string is kept when it comes for the second time, and only as it came.
 func TestStrings(t *testing.T) {
 	s := NewStrings()
@@ -226,6 +254,15 @@ func TestStrings(t *testing.T) {
 	}
 	if got := get(coded, false); got != string(coded) {
 		t.Errorf("the same bytes without the code are %q", got)
+	}
+	s.Forget()
+	if n := testing.AllocsPerRun(1, func() { s.Forget(); get(coded, true) }); n == 0 {
+		t.Error("a string is kept that was to be forgotten")
+	}
+	for i := range s.sets {
+		if s.Forget(); s.sets[i] != [2]*keptString{} {
+			t.Fatal("something is kept")
+		}
 	}
 	long := bytes.Repeat([]byte("l"), keptBytes+1)
 	get(long, false)

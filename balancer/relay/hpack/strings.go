@@ -36,6 +36,14 @@ type text struct {
 	nameFault, valueFaults Fault
 }
 
+// Forget lets go of all strings. Tokens are among them, and must not stay for long when
+// nobody sends them any more.
+func (s *Strings) Forget() {
+	clear(s.sets[:])
+	clear(s.seen[:])
+	clear(s.room[:cap(s.room)])
+}
+
 // NewStrings returns an empty Strings.
 func NewStrings() *Strings { return &Strings{seed: maphash.MakeSeed()} }
 
