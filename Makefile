@@ -11,6 +11,9 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath
 # More flags of `make demo`, such as --port 7443 where 6443 is taken; see
 # `bin/devcluster demo --help`.
 DEMOFLAGS ?=
+# More flags of `make faults`, such as --faults kill,hang or --only-balancer; see
+# `bin/devcluster faults --help`.
+FAULTSFLAGS ?=
 # How long `make fuzz` spends on each target.
 FUZZTIME ?= 1m
 # `make bench`: how many runs, how long each case is measured (by default it
@@ -29,7 +32,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.14.0
 # -count=1: tests run other programs, which the cache of go test does not see.
 VET   := -- go vet ./... -- go vet -tags image ./cmd/apiserver-lb -- go -C cmd/devcluster vet ./...
 UNIT  := -- CGO_ENABLED=1 go test -json -race -count=1 -shuffle=on -timeout 5m ./... \
-         -- CGO_ENABLED=1 go -C cmd/devcluster test -json -race -count=1 -timeout 5m . ./cluster/...
+         -- CGO_ENABLED=1 go -C cmd/devcluster test -json -race -count=1 -timeout 5m . ./cluster/... ./faults/... ./load/... ./peers/...
 IMAGE := -- go test -json -count=1 -timeout 5m -tags image -run '^TestImage$$' ./cmd/apiserver-lb
 # The first run builds etcd and Kubernetes, which takes its time.
 E2E   := -- go -C cmd/devcluster test -json -v -count=1 -timeout 55m ./e2e/...
@@ -87,6 +90,14 @@ fuzz: ## fuzz each target for FUZZTIME (1m)
 bench: build ## compare with HAProxy, nginx, Caddy and no proxy: CPU, throughput, latency, memory
 	go build -o bin/bench ./cmd/bench
 	@exec bin/bench -balancer bin/apiserver-lb -haproxy '$(HAPROXY)' -runs $(RUNS) -duration $(DURATION) -o '$(BENCH_REPORT)' -plot '$(BENCH_PLOT)' $(BENCHFLAGS)
+
+.PHONY: faults
+faults: build ## make real kube-apiservers fail behind the balancer and other proxies, and compare
+	$(call need,haproxy,haproxy,to compare with)
+	$(call need,iptables,iptables,to drop packets in a network namespace)
+	$(call need,ss,iproute2,to cut connections in a network namespace)
+	cd cmd/devcluster && $(GO_BUILD) -o ../../bin/devcluster .
+	@exec bin/devcluster faults --balancer bin/apiserver-lb $(FAULTSFLAGS)
 
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint (the first run builds it: minutes)

@@ -93,8 +93,11 @@ type Cluster struct {
 // addresses are where the components listen, other than the apiservers.
 type addresses struct {
 	etcdClient, etcdPeer string // host:port, as all of these
-	controllerManager    string
-	kubelet              string
+	// etcdOf has, for each apiserver, an address of etcd's that it alone uses, so that it can
+	// be cut off.
+	etcdOf            []string
+	controllerManager string
+	kubelet           string
 }
 
 // Start builds what must be built, starts a cluster and returns when it is ready: every
@@ -233,7 +236,7 @@ func freeAddresses(ip string, n int) ([]string, error) {
 
 // prepare chooses addresses and writes all files that the components read.
 func (c *Cluster) prepare() error {
-	local, err := freeAddresses("127.0.0.1", 3)
+	local, err := freeAddresses("127.0.0.1", 3+len(c.options.IPs))
 	if err != nil {
 		return err
 	}
@@ -241,7 +244,7 @@ func (c *Cluster) prepare() error {
 	if err != nil {
 		return err
 	}
-	c.addresses = addresses{etcdClient: local[0], etcdPeer: local[1], controllerManager: local[2], kubelet: kubelet[0]}
+	c.addresses = addresses{etcdClient: local[0], etcdPeer: local[1], controllerManager: local[2], etcdOf: local[3:], kubelet: kubelet[0]}
 
 	var ips []string
 	for i, ip := range c.options.IPs {
@@ -361,6 +364,9 @@ func (c *Cluster) Token(user string) User {
 // Lost gets each process that has ended although nobody asked it to by way of this
 // package. It is never closed.
 func (c *Cluster) Lost() <-chan *Process { return c.supervisor.lost }
+
+// Etcd is the process of etcd, for signals.
+func (c *Cluster) Etcd() *Process { return c.supervisor.process(etcdName) }
 
 // Run starts a program as a part of the cluster: it ends with the cluster, and with
 // this process.

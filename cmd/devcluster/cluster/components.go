@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -40,10 +42,14 @@ func apiserverName(index int) string { return fmt.Sprintf("kube-apiserver-%d", i
 // startEtcd starts a single etcd member that only the apiservers' certificate may use.
 func (c *Cluster) startEtcd(ctx context.Context) (string, error) {
 	client, peer := "https://"+c.addresses.etcdClient, "https://"+c.addresses.etcdPeer
+	var urls []string // of the apiservers
+	for _, address := range c.addresses.etcdOf {
+		urls = append(urls, "https://"+address)
+	}
 	p, err := c.Run(Command{Name: etcdName, Path: c.options.Binaries.Etcd, Args: []string{
 		"--name=etcd",
 		"--data-dir=" + filepath.Join(c.Dir, "etcd"),
-		"--listen-client-urls=" + client,
+		"--listen-client-urls=" + strings.Join(append([]string{client}, urls...), ","),
 		"--advertise-client-urls=" + client,
 		"--listen-peer-urls=" + peer,
 		"--initial-advertise-peer-urls=" + peer,
@@ -92,7 +98,7 @@ func (c *Cluster) apiserverArgs(a *Apiserver) []string {
 		reconciler = "lease"
 	}
 	args := []string{
-		"--etcd-servers=https://" + c.addresses.etcdClient,
+		"--etcd-servers=https://" + a.etcd(),
 		"--etcd-cafile=" + c.PKI.File("etcd-ca.crt"),
 		"--etcd-certfile=" + c.PKI.File("apiserver-etcd-client.crt"),
 		"--etcd-keyfile=" + c.PKI.File("apiserver-etcd-client.key"),
@@ -124,7 +130,7 @@ func (c *Cluster) apiserverArgs(a *Apiserver) []string {
 		"--kubelet-client-certificate=" + c.PKI.File("apiserver-kubelet-client.crt"),
 		"--kubelet-client-key=" + c.PKI.File("apiserver-kubelet-client.key"),
 	}
-	return append(args, c.options.ApiserverFlags...)
+	return slices.Concat(args, c.options.ApiserverFlags, a.ownFlags())
 }
 
 // startControllerManager starts the controllers, without which there are no service

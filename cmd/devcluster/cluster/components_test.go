@@ -71,7 +71,7 @@ func TestApiserverArgs(t *testing.T) {
 	c := &Cluster{
 		Dir:       "/d",
 		PKI:       &PKI{Dir: "/d/pki"},
-		addresses: addresses{etcdClient: "127.0.0.1:1"},
+		addresses: addresses{etcdClient: "127.0.0.1:9", etcdOf: []string{"127.0.0.1:8", "127.0.0.1:1"}},
 		options:   Options{ApiserverFlags: []string{"--anonymous-auth=false"}},
 	}
 	for _, tc := range []struct{ address, reconciler string }{
@@ -95,6 +95,12 @@ func TestApiserverArgs(t *testing.T) {
 		}
 		if last := args[len(args)-1]; last != "--anonymous-auth=false" {
 			t.Errorf("the flags asked for must come last, to win: %s", last)
+		}
+		a := &Apiserver{Index: 2, Address: tc.address, cluster: c}
+		a.SetFlags("--shutdown-delay-duration=5s")
+		args = c.apiserverArgs(a)
+		if diff := cmp.Diff([]string{"--anonymous-auth=false", "--shutdown-delay-duration=5s"}, args[len(args)-2:]); diff != "" {
+			t.Error(diff)
 		}
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -36,6 +38,7 @@ type Apiserver struct {
 	process  *Process // guarded by mu
 	stopping bool     // guarded by mu: SIGTERM was sent to process
 	hung     bool     // guarded by mu: SIGSTOP was sent, and no SIGCONT since
+	flags    []string // guarded by mu: of its own, for its next start
 }
 
 // URL is https://host:port.
@@ -156,6 +159,56 @@ func (a *Apiserver) Restart(ctx context.Context) error {
 	}
 	return a.start(ctx)
 }
+
+// SetFlags gives it flags of its own for its next starts. They come after all others, so that
+// they win. None takes earlier ones away.
+func (a *Apiserver) SetFlags(flags ...string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.flags = slices.Clone(flags)
+}
+
+// RestartGently ends the process as kubelet does, by SIGTERM, and starts a new one. Open
+// watches would keep the old one for a minute: 3 s after its listener has closed it is
+// killed.
+func (a *Apiserver) RestartGently(ctx context.Context) error {
+	if err := a.Stop(); err != nil {
+		return err
+	}
+	for a.listens() && a.State() != Stopped {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s still listens after SIGTERM: %w", apiserverName(a.Index), context.Cause(ctx))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	ending, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	if err := a.Wait(ending); err != nil && ctx.Err() != nil {
+		return err
+	}
+	return a.Restart(ctx)
+}
+
+// listens reports whether it accepts connections.
+func (a *Apiserver) listens() bool {
+	conn, err := net.DialTimeout("tcp", a.Address, time.Second)
+	if err != nil {
+		return !errors.Is(err, syscall.ECONNREFUSED)
+	}
+	conn.Close()
+	return true
+}
+
+// ownFlags are those of SetFlags.
+func (a *Apiserver) ownFlags() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.flags
+}
+
+// etcd is where it finds etcd.
+func (a *Apiserver) etcd() string { return a.cluster.addresses.etcdOf[a.Index-1] }
 
 // start runs the process and waits until it passes /readyz.
 func (a *Apiserver) start(ctx context.Context) error {

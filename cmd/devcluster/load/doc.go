@@ -8,8 +8,9 @@
 // event.
 //
 //	err := load.Prepare(ctx, admins, "faults", "alice")
-//	l, err := load.Start(ctx, load.Options{Name: "balancer", Config: token, Writers: admins[:1], Namespace: "faults", Workers: 6, Informers: 3})
+//	w, err := load.StartWriter(ctx, "faults", admins[0])
+//	l, err := load.Start(ctx, load.Options{Name: "balancer", Config: alice, Writer: w, Workers: 6, Informers: 3})
 //	// ... a fault ...
-//	r, err := l.Stop(ctx)
-//	fmt.Println(r.FailedReads(), r.Longest(load.Put), r.Missed)
+//	r := l.Stop(ctx)
+//	fmt.Println(r.FailedReads(), r.Longest(load.Put).Duration(), r.Missed)
 package load

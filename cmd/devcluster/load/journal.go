@@ -41,18 +41,18 @@ type lane struct {
 // successes is what is kept of a series of successes.
 type successes struct {
 	last    time.Time
-	longest time.Duration // between two of them
+	longest Gap // between two of them
 }
 
 func (s *successes) add(at time.Time) {
-	s.longest = max(s.longest, at.Sub(s.last))
+	s.longest = longer(s.longest, Gap{s.last, at})
 	if at.After(s.last) {
 		s.last = at
 	}
 }
 
 // until is the longest gap, that between the last success and now included.
-func (s *successes) until(now time.Time) time.Duration { return max(s.longest, now.Sub(s.last)) }
+func (s *successes) until(now time.Time) Gap { return longer(s.longest, Gap{s.last, now}) }
 
 // journal keeps what the requests of a load came to.
 type journal struct {
@@ -115,7 +115,7 @@ func (j *journal) fill(r *Report) {
 	}
 	for l, s := range j.lanes {
 		v := r.Verbs[l.verb]
-		v.Wait = max(v.Wait, s.until(j.ended))
+		v.Wait = longer(v.Wait, s.until(j.ended))
 		r.Verbs[l.verb] = v
 	}
 	for _, f := range j.failures {

@@ -19,11 +19,8 @@ type Options struct {
 	// Config is the endpoint. Its limit on requests a second is taken away; all else is as
 	// client-go has it.
 	Config *rest.Config
-	// Writers are apiservers that the writer reaches directly. It uses the first, and the
-	// next when that fails.
-	Writers []*rest.Config
-	// Namespace is one that Prepare has made, and that no other load uses.
-	Namespace string
+	// Writer is what the informers hear of. Loads may share one.
+	Writer *Writer
 	// Workers is how many clients make requests, each all Verbs at once.
 	Workers int
 	// Informers is how many clients watch.
@@ -42,23 +39,22 @@ const (
 	writeEvery = 50 * time.Millisecond
 	// writeTimeout bounds one attempt of the writer.
 	writeTimeout = 2 * time.Second
-	// objects is how many ConfigMaps the sequence numbers go to in turn.
-	objects = 5
 	// startWithin bounds how long each client may take to its first success.
 	startWithin = 60 * time.Second
 )
 
 // Load is a load that runs.
 type Load struct {
-	options  Options
-	journal  *journal
-	sequence *sequence
+	options Options
+	journal *journal
+	seen    *seen
+	from    int   // the newest number of the writer at the start
+	failed  int64 // of the writer, at the start
 
 	relists, watches atomic.Int64 // on the wire, answered with 200
-	tries            atomic.Int64 // of the writer, that failed
 
-	stopWorkers, stopWriter, stopInformers context.CancelFunc
-	workers, writer, informers             sync.WaitGroup
+	stopWorkers, stopInformers context.CancelFunc
+	workers, informers         sync.WaitGroup
 }
 
 // UserAgent is that of the requests of a load with this name.
@@ -77,10 +73,9 @@ func Start(ctx context.Context, o Options) (_ *Load, err error) {
 	if o.Settle == 0 {
 		o.Settle = 15 * time.Second
 	}
-	l := &Load{options: o, sequence: newSequence(o.Informers)}
-	var workers, writer, informers context.Context
+	l := &Load{options: o, seen: newSeen(o.Informers)}
+	var workers, informers context.Context
 	workers, l.stopWorkers = context.WithCancel(context.Background())
-	writer, l.stopWriter = context.WithCancel(context.Background())
 	informers, l.stopInformers = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -89,10 +84,6 @@ func Start(ctx context.Context, o Options) (_ *Load, err error) {
 		}
 	}()
 
-	w, err := newWriter(ctx, o, l.sequence, &l.tries)
-	if err != nil {
-		return nil, err
-	}
 	if err := l.startInformers(ctx, informers); err != nil {
 		return nil, err
 	}
@@ -111,7 +102,7 @@ func Start(ctx context.Context, o Options) (_ *Load, err error) {
 	l.relists.Store(0)
 	l.watches.Store(0)
 	l.journal = newJournal(time.Now(), lanes)
-	l.writer.Go(func() { w.run(writer) })
+	l.from, l.failed = o.Writer.written.newest(), o.Writer.failed.Load()
 	for _, p := range loops {
 		l.workers.Go(func() { l.repeat(workers, p) })
 	}
@@ -134,29 +125,26 @@ func (l *Load) repeat(ctx context.Context, p *loop) {
 // was written; ctx ends that early.
 func (l *Load) Stop(ctx context.Context) *Report {
 	l.journal.end(time.Now())
+	writes := l.options.Writer.written.between(l.from, l.options.Writer.written.newest())
 	l.stopWorkers()
 	l.workers.Wait()
-	l.stopWriter()
-	l.writer.Wait()
-	for deadline := time.Now().Add(l.options.Settle); !l.sequence.settled() && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(l.options.Settle); !l.seen.settled(writes) && time.Now().Before(deadline); {
 		if !sleep(ctx, 20*time.Millisecond) {
 			break
 		}
 	}
 	r := new(Report)
 	l.journal.fill(r)
-	l.sequence.fill(r)
+	l.seen.fill(r, writes)
 	r.Relists, r.Watches = int(l.relists.Load()), int(l.watches.Load())
-	r.WriterFailures = int(l.tries.Load())
+	r.WriterFailures = int(l.options.Writer.failed.Load() - l.failed)
 	l.stop()
 	return r
 }
 
 func (l *Load) stop() {
 	l.stopWorkers()
-	l.stopWriter()
 	l.stopInformers()
 	l.workers.Wait()
-	l.writer.Wait()
 	l.informers.Wait()
 }

@@ -47,10 +47,10 @@ func TestJournal(t *testing.T) {
 	j.fill(&r)
 	want := Report{
 		Began: at(0), Ended: at(1500),
-		Gap: ms(600), // from 900 to the end
+		Gap: Gap{at(900), at(1500)}, // to the end
 		Verbs: map[Verb]VerbReport{
-			Get: {Requests: 5, Failures: 1, Gap: ms(600), Wait: ms(800)}, // worker 0 from 700 on
-			Put: {Requests: 2, Failures: 1, Gap: ms(1100), Wait: ms(1100)},
+			Get: {Requests: 5, Failures: 1, Gap: Gap{at(900), at(1500)}, Wait: Gap{at(700), at(1500)}}, // worker 0
+			Put: {Requests: 2, Failures: 1, Gap: Gap{at(400), at(1500)}, Wait: Gap{at(400), at(1500)}},
 		},
 		Failures: []Failure{
 			{Get, 1, at(200), at(500), broken},
@@ -61,7 +61,7 @@ func TestJournal(t *testing.T) {
 		cmp.Comparer(func(a, b error) bool { return errors.Is(a, b) })); diff != "" {
 		t.Error(diff)
 	}
-	if r.Requests() != 7 || r.FailedReads() != 1 || r.FailedWrites() != 1 || r.Longest(Get, Put) != ms(1100) || r.Longest(Get) != ms(800) {
+	if r.Requests() != 7 || r.FailedReads() != 1 || r.FailedWrites() != 1 || r.Longest(Get, Put).Duration() != ms(1100) || r.Longest(Get).Duration() != ms(800) {
 		t.Errorf("%d requests, %d failed reads, %d failed writes, waits %v and %v", r.Requests(), r.FailedReads(), r.FailedWrites(), r.Longest(Get, Put), r.Longest(Get))
 	}
 	for _, tt := range []struct {
@@ -75,28 +75,34 @@ func TestJournal(t *testing.T) {
 }
 
 func TestSequence(t *testing.T) {
-	s := newSequence(2)
-	if !s.settled() {
-		t.Error("nothing is written, and it has not settled")
+	w, s := newWritten(), newSeen(2)
+	w.add(4, at(-100)) // before this load
+	w.add(5, at(0))
+	w.add(6, at(50))
+	w.add(10, at(100)) // the object of 5
+	w.add(11, at(900)) // after this load
+	if w.newest() != 11 {
+		t.Errorf("the newest is %d", w.newest())
 	}
-	s.wrote(0, 1, at(0))
-	s.wrote(1, 2, at(50))
-	s.wrote(0, 3, at(100))
-	s.saw(0, 1, at(10))
-	s.saw(0, 1, at(500)) // told again after a new LIST
-	s.saw(0, 2, at(40))  // an attempt before the acknowledged one
-	s.saw(0, 3, at(130))
-	s.saw(1, 3, at(400)) // a new LIST has only the newest
-	s.saw(1, 7, at(400)) // not acknowledged
-	if s.settled() {
-		t.Error("informer 1 has not seen object 1, and it has settled")
+	writes := w.between(4, 10)
+	if diff := cmp.Diff(map[int]time.Time{5: at(0), 6: at(50), 10: at(100)}, writes); diff != "" {
+		t.Fatal(diff)
 	}
-	s.saw(1, 2, at(450))
-	if !s.settled() {
-		t.Error("all have seen the newest, and it has not settled")
+	s.add(0, 5, at(10))
+	s.add(0, 5, at(500)) // told again after a new LIST
+	s.add(0, 6, at(40))  // an attempt before the acknowledged one
+	s.add(0, 10, at(130))
+	s.add(1, 10, at(400)) // a new LIST has only the newest
+	if s.settled(writes) {
+		t.Error("informer 1 does not know the object of 6, and it has settled")
 	}
+	s.add(1, 11, at(450)) // newer than 6, of the same object
+	if !s.settled(writes) {
+		t.Error("all know the newest, and it has not settled")
+	}
+	s.add(1, 6, at(450))
 	var r Report
-	s.fill(&r)
+	s.fill(&r, writes)
 	want := Report{Events: 3, Missed: 1, Lag50: ms(30), Lag99: ms(300), LagMax: ms(400)}
 	if diff := cmp.Diff(want, r, cmp.AllowUnexported(Report{})); diff != "" {
 		t.Error(diff)
@@ -144,17 +150,17 @@ func TestReportTexts(t *testing.T) {
 	}
 }
 
-func TestReportString(t *testing.T) {
+func TestReportText(t *testing.T) {
 	r := Report{
-		Began: at(0), Ended: at(2500), Gap: ms(600), Events: 50, Missed: 2, Lag50: ms(10), Lag99: ms(20), LagMax: ms(3000), Relists: 1, WriterFailures: 4,
-		Verbs: map[Verb]VerbReport{Put: {Requests: 20, Failures: 1, Gap: ms(700), Wait: ms(1234)}, Get: {Requests: 30}},
+		Began: at(0), Ended: at(2500), Gap: Gap{at(700), at(1300)}, Events: 50, Missed: 2, Lag50: ms(10), Lag99: ms(20), LagMax: ms(3000), Relists: 1, WriterFailures: 4,
+		Verbs: map[Verb]VerbReport{Put: {Requests: 20, Failures: 1, Gap: Gap{at(600), at(1300)}, Wait: Gap{at(1000), at(2234)}}, Get: {Requests: 30, Gap: Gap{at(0), at(100)}, Wait: Gap{at(0), at(200)}}},
 	}
-	want := `50 requests in 2.5 s, longest gap 0.60 s
-  get       30, 0 failed, longest gap 0.00 s, of one worker 0.00 s
-  put       20, 1 failed, longest gap 0.70 s, of one worker 1.23 s
+	want := `50 requests in 2.5 s, longest gap 0.60 s from -0.30 s
+  get       30, 0 failed, longest gap 0.10 s from -1.00 s, of one worker 0.20 s from -1.00 s
+  put       20, 1 failed, longest gap 0.70 s from -0.40 s, of one worker 1.23 s from +0.00 s
   50 events, 2 missed, lag p50 0.01 s, p99 0.02 s, max 3.00 s; 1 re-LISTs, 0 more watches; the writer tried 4 times again
 `
-	if diff := cmp.Diff(want, r.String()); diff != "" {
+	if diff := cmp.Diff(want, r.Text(at(1000))); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -13,7 +13,7 @@ type Report struct {
 	// Verbs has the requests by kind.
 	Verbs map[Verb]VerbReport
 	// Gap is the longest time in which no request of any kind succeeded.
-	Gap time.Duration
+	Gap Gap
 	// Failures are in the order in which they ended.
 	Failures []Failure
 
@@ -36,7 +36,26 @@ type VerbReport struct {
 	Requests, Failures int
 	// Gap is the longest time without a success of any worker, Wait the longest that one
 	// worker went without.
-	Gap, Wait time.Duration
+	Gap, Wait Gap
+}
+
+// Gap is a time between two successes, or between one and the begin or the end of the load.
+type Gap struct{ From, To time.Time }
+
+// Duration is how long it was.
+func (g Gap) Duration() time.Duration { return g.To.Sub(g.From) }
+
+// text says how long it was and when it began.
+func (g Gap) text(relative time.Time) string {
+	return fmt.Sprintf("%s from %+.2f s", seconds(g.Duration()), g.From.Sub(relative).Seconds())
+}
+
+// longer returns the longer of two gaps.
+func longer(a, b Gap) Gap {
+	if b.Duration() > a.Duration() {
+		return b
+	}
+	return a
 }
 
 // FailedReads is how many requests failed that change nothing.
@@ -63,9 +82,9 @@ func (r *Report) Requests() (n int) {
 }
 
 // Longest is the longest that one worker went without a success of one of these kinds.
-func (r *Report) Longest(verbs ...Verb) (longest time.Duration) {
+func (r *Report) Longest(verbs ...Verb) (longest Gap) {
 	for _, v := range verbs {
-		longest = max(longest, r.Verbs[v].Wait)
+		longest = longer(longest, r.Verbs[v].Wait)
 	}
 	return longest
 }
@@ -81,16 +100,16 @@ func (r *Report) FirstSuccess(after time.Time) (first time.Time) {
 	return first
 }
 
-// String says it in a few lines.
-func (r *Report) String() string {
+// Text says it in a few lines; instants are relative to one.
+func (r *Report) Text(relative time.Time) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d requests in %.1f s, longest gap %s\n", r.Requests(), r.Ended.Sub(r.Began).Seconds(), seconds(r.Gap))
+	fmt.Fprintf(&b, "%d requests in %.1f s, longest gap %s\n", r.Requests(), r.Ended.Sub(r.Began).Seconds(), r.Gap.text(relative))
 	for _, v := range Verbs {
 		s, ok := r.Verbs[v]
 		if !ok {
 			continue
 		}
-		fmt.Fprintf(&b, "  %-5s  %5d, %d failed, longest gap %s, of one worker %s\n", v, s.Requests, s.Failures, seconds(s.Gap), seconds(s.Wait))
+		fmt.Fprintf(&b, "  %-5s  %5d, %d failed, longest gap %s, of one worker %s\n", v, s.Requests, s.Failures, s.Gap.text(relative), s.Wait.text(relative))
 	}
 	fmt.Fprintf(&b, "  %d events, %d missed, lag p50 %s, p99 %s, max %s; %d re-LISTs, %d more watches; the writer tried %d times again\n",
 		r.Events, r.Missed, seconds(r.Lag50), seconds(r.Lag99), seconds(r.LagMax), r.Relists, r.Watches, r.WriterFailures)

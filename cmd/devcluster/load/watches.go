@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -25,20 +27,25 @@ const (
 
 func objectName(i int) string { return fmt.Sprintf("sequence-%d", i) }
 
-// writer changes ConfigMaps with an increasing sequence number, directly at an apiserver.
-type writer struct {
+// Writer changes ConfigMaps with an increasing sequence number, directly at an apiserver:
+// what the informers of loads do not hear of is lost on their way.
+type Writer struct {
 	clients   []*kubernetes.Clientset
 	namespace string
-	sequence  *sequence
-	failed    *atomic.Int64
-	current   int // of clients
+	written   *written
+	failed    atomic.Int64 // attempts
+	stop      context.CancelFunc
+	wg        sync.WaitGroup
+
+	current int // of clients; owned by run
 }
 
-// newWriter makes a writer, and the ConfigMaps that it changes.
-func newWriter(ctx context.Context, o Options, s *sequence, failed *atomic.Int64) (*writer, error) {
-	w := &writer{namespace: o.Namespace, sequence: s, failed: failed}
-	for _, config := range o.Writers {
-		c, err := kubernetes.NewForConfig(own(config, o.Name+"-writer"))
+// StartWriter starts a writer in a namespace that Prepare has made. It uses the first of the
+// apiservers, and the next when that fails.
+func StartWriter(ctx context.Context, namespace string, apiservers ...*rest.Config) (*Writer, error) {
+	w := &Writer{namespace: namespace, written: newWritten()}
+	for _, config := range apiservers {
+		c, err := kubernetes.NewForConfig(own(config, "writer"))
 		if err != nil {
 			return nil, err
 		}
@@ -48,16 +55,25 @@ func newWriter(ctx context.Context, o Options, s *sequence, failed *atomic.Int64
 		return nil, errors.New("no apiserver for the writer")
 	}
 	for i := range objects {
-		_, err := w.clients[0].CoreV1().ConfigMaps(w.namespace).Create(ctx, w.object(i, 0), metav1.CreateOptions{})
+		_, err := w.clients[0].CoreV1().ConfigMaps(namespace).Create(ctx, w.object(i, 0), metav1.CreateOptions{})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
 			return nil, fmt.Errorf("writer: %w", err)
 		}
 	}
+	var running context.Context
+	running, w.stop = context.WithCancel(context.Background())
+	w.wg.Go(func() { w.run(running) })
 	return w, nil
 }
 
+// Stop ends the writer. The loads that look at what it writes are to be stopped before.
+func (w *Writer) Stop() {
+	w.stop()
+	w.wg.Wait()
+}
+
 // object is a ConfigMap with a sequence number. The time makes each attempt a change.
-func (w *writer) object(i, number int) *corev1.ConfigMap {
+func (w *Writer) object(i, number int) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: objectName(i), Labels: map[string]string{sequenceLabel: ""}},
 		Data:       map[string]string{sequenceKey: strconv.Itoa(number), "at": time.Now().Format(time.RFC3339Nano)},
@@ -65,7 +81,7 @@ func (w *writer) object(i, number int) *corev1.ConfigMap {
 }
 
 // run writes one number after another until ctx ends. Each is tried until it succeeds.
-func (w *writer) run(ctx context.Context) {
+func (w *Writer) run(ctx context.Context) {
 	tick := time.NewTicker(writeEvery)
 	defer tick.Stop()
 	for number := 1; ; number++ {
@@ -81,7 +97,7 @@ func (w *writer) run(ctx context.Context) {
 				return
 			}
 			if err == nil {
-				w.sequence.wrote(number%objects, number, began)
+				w.written.add(number, began)
 				break
 			}
 			w.failed.Add(1)
@@ -93,11 +109,10 @@ func (w *writer) run(ctx context.Context) {
 	}
 }
 
-func (w *writer) write(ctx context.Context, number int) error {
+func (w *Writer) write(ctx context.Context, number int) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	i := number % objects
-	_, err := w.clients[w.current].CoreV1().ConfigMaps(w.namespace).Update(ctx, w.object(i, number), metav1.UpdateOptions{})
+	_, err := w.clients[w.current].CoreV1().ConfigMaps(w.namespace).Update(ctx, w.object(number%objects, number), metav1.UpdateOptions{})
 	return err
 }
 
@@ -112,7 +127,7 @@ func (l *Load) startInformers(ctx, running context.Context) error {
 			return err
 		}
 		factory := informers.NewSharedInformerFactoryWithOptions(c, 0,
-			informers.WithNamespace(l.options.Namespace),
+			informers.WithNamespace(l.options.Writer.namespace),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = sequenceLabel }))
 		informer := factory.Core().V1().ConfigMaps().Informer()
 		saw := func(object any) {
@@ -121,7 +136,7 @@ func (l *Load) startInformers(ctx, running context.Context) error {
 				return
 			}
 			if number, err := strconv.Atoi(m.Data[sequenceKey]); err == nil {
-				l.sequence.saw(i, number, time.Now())
+				l.seen.add(i, number, time.Now())
 			}
 		}
 		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{

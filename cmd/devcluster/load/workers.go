@@ -14,6 +14,7 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	corev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 )
 
@@ -49,27 +50,27 @@ func newLoops(ctx context.Context, o Options, worker int) ([]*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := fmt.Sprintf("worker-%d", worker)
-	maps := c.CoreV1().ConfigMaps(o.Namespace)
-	get := func(ctx context.Context, c kubernetes.Interface) error {
-		_, err := c.CoreV1().ConfigMaps(o.Namespace).Get(ctx, objectName(0), metav1.GetOptions{})
+	namespace, name := o.Writer.namespace, fmt.Sprintf("%s-%d", o.Name, worker)
+	maps := c.CoreV1().ConfigMaps(namespace)
+	get := func(ctx context.Context, c typedcorev1.CoreV1Interface) error {
+		_, err := c.ConfigMaps(namespace).Get(ctx, objectName(0), metav1.GetOptions{})
 		return err
 	}
-	update := &updater{clients: c, namespace: o.Namespace, name: name}
+	update := &updater{clients: c, namespace: namespace, name: name}
 	applied := 0
 	acts := map[Verb]func(context.Context) error{
-		Get: func(ctx context.Context) error { return get(ctx, c) },
+		Get: func(ctx context.Context) error { return get(ctx, c.CoreV1()) },
 		List: func(ctx context.Context) error {
 			_, err := maps.List(ctx, metav1.ListOptions{})
 			return err
 		},
 		Short: func(ctx context.Context) error {
-			return withConnection(config, func(c kubernetes.Interface) error { return get(ctx, c) })
+			return withConnection(config, func(c typedcorev1.CoreV1Interface) error { return get(ctx, c) })
 		},
 		Put: update.update,
 		Apply: func(ctx context.Context) error {
 			applied++
-			object := corev1.ConfigMap(name, o.Namespace).WithData(map[string]string{"n": fmt.Sprint(applied)})
+			object := corev1.ConfigMap(name, namespace).WithData(map[string]string{"n": fmt.Sprint(applied)})
 			_, err := maps.Apply(ctx, object, metav1.ApplyOptions{FieldManager: "load"})
 			return err
 		},
@@ -87,7 +88,7 @@ func newLoops(ctx context.Context, o Options, worker int) ([]*loop, error) {
 
 // withConnection calls act with a client whose first request makes a connection, which is
 // closed afterwards: kubectl's way.
-func withConnection(config *rest.Config, act func(kubernetes.Interface) error) error {
+func withConnection(config *rest.Config, act func(typedcorev1.CoreV1Interface) error) error {
 	tlsConfig, err := rest.TLSConfigFor(config)
 	if err != nil {
 		return err
@@ -102,7 +103,7 @@ func withConnection(config *rest.Config, act func(kubernetes.Interface) error) e
 	if err != nil {
 		return err
 	}
-	c, err := kubernetes.NewForConfigAndClient(config, &http.Client{Transport: wrapped})
+	c, err := typedcorev1.NewForConfigAndClient(config, &http.Client{Transport: wrapped})
 	if err != nil {
 		return err
 	}
