@@ -14,6 +14,9 @@ DEMOFLAGS ?=
 # More flags of `make faults`, such as --faults kill,hang or --only-balancer; see
 # `bin/devcluster faults --help`.
 FAULTSFLAGS ?=
+# More flags of `make soak`, such as --duration 5m or --seed 42, which a run prints so
+# that it can be repeated.
+SOAKFLAGS ?=
 # How long `make fuzz` spends on each target.
 FUZZTIME ?= 1m
 # `make bench`: how many runs, how long each case is measured (by default it
@@ -98,6 +101,13 @@ faults: build ## make real kube-apiservers fail behind the balancer and other pr
 	$(call need,ss,iproute2,to cut connections in a network namespace)
 	cd cmd/devcluster && $(GO_BUILD) -o ../../bin/devcluster .
 	@exec bin/devcluster faults --balancer bin/apiserver-lb $(FAULTSFLAGS)
+
+.PHONY: soak
+soak: build ## make real kube-apiservers fail at random for 20 minutes, and look for failed requests and leaks
+	$(call need,iptables,iptables,to drop packets in a network namespace)
+	$(call need,ss,iproute2,to cut connections in a network namespace)
+	cd cmd/devcluster && $(GO_BUILD) -o ../../bin/devcluster .
+	@exec bin/devcluster soak --balancer bin/apiserver-lb $(SOAKFLAGS)
 
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint (the first run builds it: minutes)

@@ -80,7 +80,7 @@ func newRoot() *cobra.Command {
 	var dir string
 	root.PersistentFlags().StringVar(&dir, "dir", "",
 		"the cluster's `directory`, removed at the end (default: devcluster in the cache directory, $"+cluster.CacheEnv+" or ~/.cache/apiserver-lb)")
-	root.AddCommand(newUp(&dir), newDemo(&dir), newFaults(&dir), newBuild())
+	root.AddCommand(newUp(&dir), newDemo(&dir), newFaults(&dir), newSoak(&dir), newBuild())
 	root.AddCommand(newControls(&dir)...)
 	return root
 }
