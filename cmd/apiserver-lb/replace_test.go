@@ -175,7 +175,7 @@ func TestReplaceProcess(t *testing.T) {
 		watched()
 		old = successor
 	}
-	if n := stop(); n < 300 {
+	if n := stop(); n < 100 {
 		t.Errorf("only %d requests: too few to prove anything", n)
 	} else {
 		t.Logf("%d requests", n)
@@ -196,7 +196,7 @@ func TestRestartOnSocket(t *testing.T) {
 		watched()
 		old = start()
 	}
-	if n := stop(); n < 300 {
+	if n := stop(); n < 100 {
 		t.Errorf("only %d requests: too few to prove anything", n)
 	} else {
 		t.Logf("%d requests", n)

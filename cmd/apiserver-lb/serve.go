@@ -123,7 +123,7 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 	if err != nil {
 		return fmt.Errorf("the sockets that systemd has passed: %w", err)
 	}
-	l, err := openListeners(ctx, c.Listen, c.Admin.Listen, passed)
+	l, err := openListeners(ctx, c.Listen, c.Admin.Listen, passed, log)
 	if err != nil {
 		return err
 	}

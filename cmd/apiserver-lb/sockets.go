@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -30,8 +32,9 @@ const (
 
 // openListeners takes the sockets that systemd has opened, and opens those that it has
 // not. Such a socket stays open while the balancer restarts: who connects meanwhile
-// waits, and is not refused.
-func openListeners(ctx context.Context, clients, admin string, passed map[string][]net.Listener) (*listeners, error) {
+// waits, and is not refused. Its address is that of the socket unit, whatever the
+// configuration says.
+func openListeners(ctx context.Context, clients, admin string, passed map[string][]net.Listener, log *slog.Logger) (*listeners, error) {
 	l := new(listeners)
 	var unknown []string
 	for name, list := range passed {
@@ -60,8 +63,8 @@ func openListeners(ctx context.Context, clients, admin string, passed map[string
 		return nil, &usageError{fmt.Errorf("the sockets that systemd has passed: %q: want one stream socket with FileDescriptorName=%s, and at most one with FileDescriptorName=%s", unknown, clientsSocket, adminSocket)}
 	}
 	var err error
-	if l.clients, err = orListen(ctx, "listen", clients, l.clients); err == nil {
-		l.admin, err = orListen(ctx, "admin.listen", admin, l.admin)
+	if l.clients, err = orListen(ctx, "listen", clients, l.clients, log); err == nil {
+		l.admin, err = orListen(ctx, "admin.listen", admin, l.admin, log)
 	}
 	if err != nil {
 		l.Close()
@@ -74,7 +77,7 @@ func openListeners(ctx context.Context, clients, admin string, passed map[string
 func passedSockets() (map[string][]net.Listener, error) { return activation.ListenersWithNames() }
 
 // orListen listens, unless there is a listener already.
-func orListen(ctx context.Context, key, address string, l net.Listener) (net.Listener, error) {
+func orListen(ctx context.Context, key, address string, l net.Listener, log *slog.Logger) (net.Listener, error) {
 	if l == nil {
 		return listen(ctx, key, address)
 	}
@@ -82,7 +85,26 @@ func orListen(ctx context.Context, key, address string, l net.Listener) (net.Lis
 	if !ok {
 		return l, &usageError{fmt.Errorf("%s: the socket that systemd has passed is not one of TCP", key)}
 	}
+	if !isAt(ctx, t.Addr().(*net.TCPAddr), address) {
+		log.Warn("the socket that systemd has passed is elsewhere than the configuration says, and is used: change ListenStream= of the socket unit, or the key", "key", key, "configured", address, "socket", t.Addr().String())
+	}
 	return lively{t}, nil
+}
+
+// isAt reports whether a socket is where a listener at the address would be.
+func isAt(ctx context.Context, socket *net.TCPAddr, address string) bool {
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	if port, err := net.DefaultResolver.LookupPort(ctx, "tcp", service); err != nil || port != socket.Port {
+		return false
+	}
+	if host == "" {
+		return socket.IP.IsUnspecified()
+	}
+	all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	return err == nil && slices.ContainsFunc(all, func(ip netip.Addr) bool { return socket.IP.Equal(ip.AsSlice()) })
 }
 
 // lively has connections watched over as those of a listener of our own are.

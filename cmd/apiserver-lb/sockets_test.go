@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -69,7 +70,7 @@ func TestOpenListeners(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			passed := tt.passed(t)
-			l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed)
+			l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed, slog.New(slog.DiscardHandler))
 			if tt.err != "" {
 				var usage *usageError
 				if err == nil || !strings.Contains(err.Error(), tt.err) || !errors.As(err, &usage) {
@@ -94,10 +95,47 @@ func TestOpenListeners(t *testing.T) {
 	}
 }
 
+// A socket that is not where the configuration says is used, and worth a warning.
+func TestPassedSocketElsewhere(t *testing.T) {
+	log := new(logbook)
+	l, err := openListeners(t.Context(), "127.0.0.1:1", "127.0.0.1:0", map[string][]net.Listener{"clients": {tcpListener(t)}}, slog.New(slog.NewJSONHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	e := log.await(t, said("the socket that systemd has passed is elsewhere"))
+	if e["level"] != "WARN" || e["key"] != "listen" || e["configured"] != "127.0.0.1:1" || e["socket"] != l.clients.Addr().String() {
+		t.Errorf("the log says %v", e)
+	}
+}
+
+func TestIsAt(t *testing.T) {
+	for _, tt := range []struct {
+		socket, address string
+		want            bool
+	}{
+		{"[::]:6443", ":6443", true},
+		{"0.0.0.0:6443", ":6443", true},
+		{"[::]:6443", "0.0.0.0:6443", false},
+		{"0.0.0.0:6443", "0.0.0.0:6443", true},
+		{"127.0.0.1:6443", "127.0.0.1:6443", true},
+		{"127.0.0.1:6443", "127.0.0.1:6444", false},
+		{"127.0.0.1:6443", "127.0.0.2:6443", false},
+		{"127.0.0.1:6443", ":6443", false},
+		{"127.0.0.1:443", "127.0.0.1:https", true},
+		{"[::1]:6443", "[::1]:6443", true},
+		{"127.0.0.1:6443", "nonsense", false},
+	} {
+		if got := isAt(t.Context(), net.TCPAddrFromAddrPort(netip.MustParseAddrPort(tt.socket)), tt.address); got != tt.want {
+			t.Errorf("socket %s, address %s: %v, want %v", tt.socket, tt.address, got, tt.want)
+		}
+	}
+}
+
 // Connections of a socket that was passed are watched over like those of our own.
 func TestPassedSocketIsLively(t *testing.T) {
 	for name, passed := range map[string]map[string][]net.Listener{"own": nil, "passed": {"clients": {tcpListener(t)}}} {
-		l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed)
+		l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
