@@ -140,35 +140,13 @@ func (o *faultsOptions) run(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	// Whatever comes from outside comes before the namespace is entered.
-	if !cluster.InNamespace() {
-		if _, err := cluster.Build(ctx, cluster.BuildOptions{Log: out}); err != nil {
-			return err
-		}
-	}
-	if err := cluster.EnterNamespace(); err != nil {
-		return err
-	}
-	for _, why := range p.left {
-		fmt.Fprintln(out, why)
-	}
-	// client-go tells of every watch that ends.
-	klog.SetLogger(logr.Discard())
-
-	dir := "" // a temporary one
-	if *o.dir != "" {
-		if dir, err = clusterDir(*o.dir); err != nil {
-			return err
-		}
-	}
-	c, err := cluster.Start(ctx, cluster.Options{Dir: dir, KeepDir: o.keepDir, Log: out})
+	c, b, err := startBalanced(ctx, out, *o.dir, o.keepDir, o.balancer)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Stop()) }()
-	b, err := c.StartBalancer(ctx, cluster.BalancerOptions{Path: o.balancer})
-	if err != nil {
-		return fmt.Errorf("starting the balancer: %w", err)
+	for _, why := range p.left {
+		fmt.Fprintln(out, why)
 	}
 	r := &faultsRun{options: o, cluster: c, balancer: b, out: out}
 	urls := map[string]string{ours: b.URL}
@@ -187,12 +165,8 @@ func (o *faultsOptions) run(ctx context.Context, out io.Writer) (err error) {
 		}
 		r.endpoints = append(r.endpoints, endpoint{name, config})
 	}
-	for _, a := range c.Apiservers() {
-		config, err := restConfig(c, fmt.Sprintf("direct-%d", a.Index), a.URL(), c.Admin())
-		if err != nil {
-			return err
-		}
-		r.admins = append(r.admins, config)
+	if r.admins, err = adminConfigs(c); err != nil {
+		return err
 	}
 	var rows []row
 	for _, f := range p.faults {
@@ -212,6 +186,45 @@ func (o *faultsOptions) run(ctx context.Context, out io.Writer) (err error) {
 		err = errors.Join(err, os.WriteFile(o.report, []byte(table), 0o600))
 	}
 	return err
+}
+
+// startBalanced starts a cluster and the balancer in front of it, in a network namespace of
+// their own. dir may be empty: a temporary one.
+func startBalanced(ctx context.Context, out io.Writer, dir string, keepDir bool, balancer string) (c *cluster.Cluster, b *cluster.Balancer, err error) {
+	// Whatever comes from outside comes before the namespace is entered.
+	if !cluster.InNamespace() {
+		if _, err := cluster.Build(ctx, cluster.BuildOptions{Log: out}); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := cluster.EnterNamespace(); err != nil {
+		return nil, nil, err
+	}
+	klog.SetLogger(logr.Discard()) // client-go tells of every watch that ends
+	if dir != "" {
+		if dir, err = clusterDir(dir); err != nil {
+			return nil, nil, err
+		}
+	}
+	if c, err = cluster.Start(ctx, cluster.Options{Dir: dir, KeepDir: keepDir, Log: out}); err != nil {
+		return nil, nil, err
+	}
+	if b, err = c.StartBalancer(ctx, cluster.BalancerOptions{Path: balancer}); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("starting the balancer: %w", err), c.Stop())
+	}
+	return c, b, nil
+}
+
+// adminConfigs are the admin's configurations of client-go, directly at each apiserver.
+func adminConfigs(c *cluster.Cluster) (configs []*rest.Config, err error) {
+	for _, a := range c.Apiservers() {
+		config, err := restConfig(c, fmt.Sprintf("direct-%d", a.Index), a.URL(), c.Admin())
+		if err != nil {
+			return nil, err
+		}
+		configs = append(configs, config)
+	}
+	return configs, nil
 }
 
 // restConfig is client-go's configuration of a user at a URL.

@@ -14,10 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
 
 	"apiserver-lb/cmd/devcluster/cluster"
 	"apiserver-lb/cmd/devcluster/faults"
@@ -141,41 +138,18 @@ func (o *soakOptions) run(ctx context.Context, out io.Writer) (err error) {
 	if _, err := exec.LookPath(o.balancer); err != nil {
 		return usageError{fmt.Errorf("--balancer: %w: build it first: go build -o bin/apiserver-lb ./cmd/apiserver-lb", err)}
 	}
-	if !cluster.InNamespace() {
-		if _, err := cluster.Build(ctx, cluster.BuildOptions{Log: out}); err != nil {
-			return err
-		}
-	}
-	if err := cluster.EnterNamespace(); err != nil {
-		return err
-	}
-	klog.SetLogger(logr.Discard()) // client-go tells of every watch that ends
-	dir := ""
-	if *o.dir != "" {
-		if dir, err = clusterDir(*o.dir); err != nil {
-			return err
-		}
-	}
 	if o.seed == 0 {
 		o.seed = rand.Uint64()
 	}
 	fmt.Fprintf(out, "the faults follow from --seed %d\n", o.seed)
-	c, err := cluster.Start(ctx, cluster.Options{Dir: dir, Log: out})
+	c, b, err := startBalanced(ctx, out, *o.dir, false, o.balancer)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Stop()) }()
-	b, err := c.StartBalancer(ctx, cluster.BalancerOptions{Path: o.balancer})
+	admins, err := adminConfigs(c)
 	if err != nil {
-		return fmt.Errorf("starting the balancer: %w", err)
-	}
-	var admins []*rest.Config
-	for _, a := range c.Apiservers() {
-		config, err := restConfig(c, fmt.Sprintf("direct-%d", a.Index), a.URL(), c.Admin())
-		if err != nil {
-			return err
-		}
-		admins = append(admins, config)
+		return err
 	}
 	if err := load.Prepare(ctx, admins, "soak", loadUser); err != nil {
 		return err
