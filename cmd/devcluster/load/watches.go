@@ -80,11 +80,12 @@ func (w *Writer) object(i, number int) *corev1.ConfigMap {
 	}
 }
 
-// run writes one number after another until ctx ends. Each is tried until it succeeds.
+// run writes one number after another until ctx ends. Each is tried until it succeeds. They
+// begin above those that a writer before may have left in the namespace.
 func (w *Writer) run(ctx context.Context) {
 	tick := time.NewTicker(writeEvery)
 	defer tick.Stop()
-	for number := 1; ; number++ {
+	for number := int(time.Now().UnixMilli()); ; number++ {
 		select {
 		case <-ctx.Done():
 			return
