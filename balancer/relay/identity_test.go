@@ -213,8 +213,8 @@ func TestManyGroups(t *testing.T) {
 		for i := range 500 {
 			groups = append(groups, fmt.Sprintf("impersonate-group: %d", 10000+i))
 		}
-		for range 1200 {
-			same = append(same, "impersonate-group: "+strings.Repeat("g", 60))
+		for range 1500 {
+			same = append(same, "impersonate-group: "+strings.Repeat("g", 150))
 		}
 		id := c.ask(true, "GET", "/api/v1/pods", groups...)
 		b := w.apis[0].accepted()

@@ -140,8 +140,9 @@ func (sh *shard) tooLarge() bool { return sh.listBytes > sh.listLimit || len(sh.
 
 // maxCopied is how many bytes of a request's list may come from the tables. Both have no
 // more than 7 KiB; beyond many times as much, a list repeats one field over and over: a
-// byte each here, and all of it to a backend. The names of maxFields fields come to less.
-const maxCopied = 64 << 10
+// byte each here, and all of it to a backend. kube-apiserver takes such lists, so those of
+// a size that somebody may have in earnest pass.
+const maxCopied = 256 << 10
 
 // blownUp reports whether the list in sh.fields is of that kind.
 func (sh *shard) blownUp() bool { return sh.copied > maxCopied }
