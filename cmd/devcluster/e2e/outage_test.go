@@ -195,7 +195,11 @@ func TestRollingRestart(t *testing.T) {
 	}
 	for i, a := range shared.Apiservers() {
 		t.Cleanup(func() { repair(t, a) })
-		restartGently(t, a)
+		restart, stop := context.WithTimeout(ctx, 2*time.Minute)
+		if err := a.RestartGently(restart); err != nil {
+			t.Fatal(err)
+		}
+		stop()
 		writer := shared.Apiserver(1 + (i+1)%len(shared.Apiservers()))
 		l.write(t, writer, fmt.Sprintf("rolled-%d", i), 5)
 		allReady(t)
@@ -219,25 +223,4 @@ func unknownOutcome(err error) bool {
 	status := s.Status()
 	return (status.Code == http.StatusBadGateway || status.Code == http.StatusGatewayTimeout) &&
 		strings.HasPrefix(status.Message, "apiserver-lb on ") && strings.HasSuffix(status.Message, "whether the PUT took effect is not known")
-}
-
-// restartGently ends an apiserver as kubelet does, by SIGTERM, and starts it again.
-// Watches would keep the process for a minute; a while after its listener has
-// closed it is killed.
-func restartGently(t *testing.T, a *cluster.Apiserver) {
-	t.Helper()
-	if err := a.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 20*time.Second, "the apiserver's listener is closed", func() error { return refused(a.URL()) })
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	ending, stop := context.WithTimeout(ctx, 3*time.Second)
-	defer stop()
-	if err := a.Wait(ending); err != nil && ctx.Err() != nil {
-		t.Fatal(err)
-	}
-	if err := a.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -21,7 +21,8 @@ var tools = []struct {
 	{"curl", onPath("curl"), "curl", "a client of the documented ways to reach a cluster"},
 	{"the Python client", func() bool { return exec.Command(debianPython, "-c", "import kubernetes").Run() == nil },
 		"python3-kubernetes", "the official Python client, over HTTP/1.1"},
-	{"iptables", onPath("iptables"), "iptables", "black holes, resets and lost packets in the tests' network namespace"},
+	{"iptables", onPath("iptables"), "iptables", "drops packets in a network namespace of our own"},
+	{"ss", onPath("ss"), "iproute2", "cuts connections in a network namespace of our own"},
 }
 
 func onPath(program string) func() bool {

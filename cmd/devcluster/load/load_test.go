@@ -178,6 +178,8 @@ func TestUnknown(t *testing.T) {
 		{Failure{Verb: Put, Err: status(503)}, false},
 		{Failure{Verb: Get, Err: status(502)}, false},
 		{Failure{Verb: Put, Err: errors.New("EOF")}, false},
+		{Failure{Verb: Put, Err: errors.New("stream error when reading response body, may be caused by closed connection")}, true},
+		{Failure{Verb: Get, Err: errors.New("stream error when reading response body, may be caused by closed connection")}, false},
 	} {
 		if got := tt.failure.Unknown(); got != tt.want {
 			t.Errorf("%v: %v, want %v", tt.failure, got, tt.want)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -143,12 +144,19 @@ func (u *updater) update(ctx context.Context) error {
 	return nil
 }
 
+// brokenAnswer is how client-go says that an answer broke off
+// (k8s.io/client-go/rest/request.go, transformResponse).
+const brokenAnswer = "stream error when reading response body"
+
 // Unknown reports whether a failure is one of a write of which it is not known whether it
-// took effect, as the answer says.
+// took effect: the answer says so, or broke off visibly.
 func (f Failure) Unknown() bool {
-	var s apierrors.APIStatus
-	if !f.Verb.Write() || !errors.As(f.Err, &s) {
+	if !f.Verb.Write() {
 		return false
+	}
+	var s apierrors.APIStatus
+	if !errors.As(f.Err, &s) {
+		return strings.HasPrefix(f.Err.Error(), brokenAnswer)
 	}
 	code := s.Status().Code
 	return code == http.StatusBadGateway || code == http.StatusGatewayTimeout
