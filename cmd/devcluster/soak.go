@@ -186,7 +186,7 @@ func (o *soakOptions) soak(ctx context.Context, c *cluster.Cluster, admin string
 	fmt.Fprintf(out, "before: %s\n", before)
 	begin := time.Now()
 	all := faults.All()
-	for r := rand.New(rand.NewPCG(o.seed, 0)); time.Since(begin) < o.duration; { //nolint:gosec // faults that can be made again are the point
+	for r := rand.New(rand.NewPCG(o.seed, 0)); time.Since(begin) < o.duration; {
 		s := nextStep(r)
 		f := all[slices.IndexFunc(all, func(f faults.Fault) bool { return f.Name == s.fault })]
 		at := time.Since(begin)
@@ -209,7 +209,7 @@ func (o *soakOptions) soak(ctx context.Context, c *cluster.Cluster, admin string
 
 // verdict says what the soak has shown; an error where that is not as it should be.
 func verdict(r *load.Report, before, after vitals, out io.Writer) error {
-	fmt.Fprint(out, r.Text(time.Time{}))
+	fmt.Fprint(out, r.Text(r.Began))
 	var errs []error
 	if n := r.FailedReads(); n > 0 {
 		errs = append(errs, fmt.Errorf("%d reads failed", n))
