@@ -14,18 +14,7 @@ func TestEndWatches(t *testing.T) {
 		const spread = 20 * time.Second
 		w.prefer(0)
 		c := w.client(nil).greet()
-		var watches []uint32
-		var b *peer
-		for range 20 {
-			id := c.ask(true, "GET", watchPath)
-			if b == nil {
-				b = w.apis[0].accepted()
-			}
-			e := b.wantRequest(true, "GET", watchPath)
-			b.headers(e.id, false, ":status: 200")
-			c.wantStatus(id, false, 200)
-			watches = append(watches, id)
-		}
+		b, watches := c.openWatches(w.apis[0], 20)
 		long := c.ask(true, "GET", logPath)
 		e := b.wantRequest(true, "GET", logPath)
 		b.headers(e.id, false, ":status: 200")
@@ -56,4 +45,20 @@ func TestEndWatches(t *testing.T) {
 		}
 		c.reset(long, http2.ErrCodeCancel)
 	})
+}
+
+// openWatches opens watches that the backend, whose first connection they are on, begins
+// to answer.
+func (p *peer) openWatches(a *kubeAPIServer, n int) (b *peer, ids []uint32) {
+	for range n {
+		id := p.ask(true, "GET", watchPath)
+		if b == nil {
+			b = a.accepted()
+		}
+		e := b.wantRequest(true, "GET", watchPath)
+		b.headers(e.id, false, ":status: 200")
+		p.wantStatus(id, false, 200)
+		ids = append(ids, id)
+	}
+	return b, ids
 }

@@ -190,18 +190,7 @@ func TestDrain(t *testing.T) {
 	run(t, setup{}, func(w *world) {
 		const spread = 20 * time.Second
 		c := w.client(nil).greet()
-		var watches []uint32
-		var b *peer
-		for range 20 {
-			id := c.ask(true, "GET", watchPath)
-			if b == nil {
-				b = w.apis[0].accepted()
-			}
-			e := b.wantRequest(true, "GET", watchPath)
-			b.headers(e.id, false, ":status: 200")
-			c.wantStatus(id, false, 200)
-			watches = append(watches, id)
-		}
+		b, watches := c.openWatches(w.apis[0], 20)
 		other := w.client(nil).greet() // without a request
 		long := c.ask(true, "GET", logPath)
 		b.wantRequest(true, "GET", logPath)

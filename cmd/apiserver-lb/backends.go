@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"net"
 	"slices"
 	"time"
 
@@ -71,7 +70,6 @@ func revise(now []*backend.Backend, servers []configs.Server) change {
 
 // addWatch makes the health checks of a backend; startWatch begins them.
 func (p *process) addWatch(b *backend.Backend) *watch {
-	dialer := &net.Dialer{KeepAliveConfig: keepAlive, Control: control}
 	w := &watch{backend: b, prober: newProber(p.config, p.store, b, dialer.DialContext), ended: make(chan struct{})}
 	w.checker = health.NewChecker(b.Name, w.prober.Probe, health.CheckerOptions{
 		Rules:      rules(p.config),

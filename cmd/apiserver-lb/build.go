@@ -34,6 +34,9 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 9 * time.Second, Interva
 
 const userTimeout = 15 * time.Second
 
+// dialer dials backends, for requests and for probes.
+var dialer = &net.Dialer{KeepAliveConfig: keepAlive, Control: control}
+
 // control sets TCP_USER_TIMEOUT; sockets that a listener accepts inherit it.
 func control(_, _ string, c syscall.RawConn) error {
 	var err error

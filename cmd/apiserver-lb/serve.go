@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -119,7 +120,7 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 		return err
 	}
 	p.load = load
-	passed, err := passedSockets()
+	passed, err := activation.ListenersWithNames()
 	if err != nil {
 		return fmt.Errorf("the sockets that systemd has passed: %w", err)
 	}
@@ -157,7 +158,6 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	}
 	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler))
 
-	dialer := &net.Dialer{KeepAliveConfig: keepAlive, Control: control}
 	opened := func(b *backend.Backend, cr balancer.Credential, delta int64) {
 		metrics.BackendConnections(b.Name, cr, delta)
 	}

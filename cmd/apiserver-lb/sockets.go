@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,7 +29,7 @@ const (
 	adminSocket   = "admin"
 )
 
-// openListeners takes the sockets that systemd has opened, and opens those that it has
+// openListeners takes the sockets that systemd has opened, by name, and opens those that it has
 // not. Such a socket stays open while the balancer restarts: who connects meanwhile
 // waits, and is not refused. Its address is that of the socket unit, whatever the
 // configuration says.
@@ -72,9 +71,6 @@ func openListeners(ctx context.Context, clients, admin string, passed map[string
 	}
 	return l, nil
 }
-
-// passedSockets returns the sockets that systemd has passed, by name.
-func passedSockets() (map[string][]net.Listener, error) { return activation.ListenersWithNames() }
 
 // orListen listens, unless there is a listener already.
 func orListen(ctx context.Context, key, address string, l net.Listener, log *slog.Logger) (net.Listener, error) {

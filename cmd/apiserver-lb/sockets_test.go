@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -172,49 +171,8 @@ func TestPassedSocketIsLively(t *testing.T) {
 // A socket that stays open while the balancer is replaced, as with systemd's socket
 // activation, and clients that never rest: no request fails.
 func TestRestartUnderLoad(t *testing.T) {
-	binary, err := programFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newSite(t, 0, 0)
-	api := newH2Backend(t, s.pki)
-	r := &running{site: s, admin: free(t)}
-	socket := tcpListener(t)
-	r.clients = socket.Addr().String()
-	file, err := socket.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	s.set("backends.servers", []any{map[string]any{"address": api.address, "name": "api-0", "serverName": "kubernetes"}})
-	s.set("admin.listen", r.admin)
-	s.set("shutdown.gracePeriod", "5s")
-	replacePair(t, s.dir, "tls", issue(t, s.pki.clusterCA, "apiserver-lb", server("lb.example"), func(c *x509.Certificate) {
-		c.IPAddresses = append(c.IPAddresses, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(r.clients)).IP)
-	}))
-	config := s.file()
-	start := func() *exec.Cmd {
-		t.Helper()
-		// As systemd does (sd_listen_fds(3)).
-		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), binary.Fd()), "serve", "--config", config)
-		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=clients")
-		cmd.ExtraFiles = []*os.File{file}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		return cmd
-	}
-	stop := func(cmd *exec.Cmd) {
-		t.Helper()
-		cmd.Process.Signal(syscall.SIGTERM)
-		kill := time.AfterFunc(patience, func() { cmd.Process.Kill() })
-		defer kill.Stop()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the balancer ended: %v", err)
-		}
-	}
-
+	r, start := newSocketSite(t)
+	r.set("shutdown.gracePeriod", "5s")
 	current := start()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -239,13 +197,13 @@ func TestRestartUnderLoad(t *testing.T) {
 	}
 	for range 3 {
 		time.Sleep(time.Second)
-		stop(current)
+		current.stop(t)
 		current = start()
 	}
 	time.Sleep(time.Second)
 	cancel()
 	wg.Wait()
-	stop(current)
+	current.stop(t)
 	t.Logf("%d requests; the longest took %v", asked.Load(), time.Duration(longest.Load()).Round(time.Millisecond))
 	if asked.Load() < 500 {
 		t.Errorf("only %d requests: too few to prove anything", asked.Load())

@@ -19,6 +19,19 @@ func (a *Apiserver) BlackHole() (Heal, error) {
 	return drop([]string{"--source", host}, []string{"--destination", host})
 }
 
+// Mute drops every packet that the apiserver sends from its port: what is sent to it
+// arrives.
+func (a *Apiserver) Mute() (Heal, error) {
+	host, port, _ := net.SplitHostPort(a.Address)
+	return drop([]string{"--source", host, "--protocol", "tcp", "--sport", port})
+}
+
+// Refuse answers every packet to the apiserver's port by RST.
+func (a *Apiserver) Refuse() (Heal, error) {
+	host, port, _ := net.SplitHostPort(a.Address)
+	return filter([]string{"--destination", host, "--protocol", "tcp", "--dport", port, "--jump", "REJECT", "--reject-with", "tcp-reset"})
+}
+
 // Lose drops a part of the packets to and from the apiserver's address, 0 to 1.
 func (a *Apiserver) Lose(part float64) (Heal, error) {
 	host, _, _ := net.SplitHostPort(a.Address)
@@ -39,9 +52,17 @@ func (a *Apiserver) Reset() error {
 	return inNamespace("ss", "--kill", "--tcp", "state", "established", "src", a.Address)
 }
 
-// drop drops the packets that match one of the rules where they arrive: the kernel tells
-// the sender of one that is dropped on its way out.
+// drop drops the packets that match one of the rules.
 func drop(rules ...[]string) (Heal, error) {
+	for i := range rules {
+		rules[i] = append(rules[i], "--jump", "DROP")
+	}
+	return filter(rules...)
+}
+
+// filter applies rules to packets where they arrive: the kernel tells the sender of one
+// that is dropped on its way out.
+func filter(rules ...[]string) (Heal, error) {
 	var done [][]string
 	heal := func() (err error) {
 		for _, rule := range done {
@@ -51,7 +72,6 @@ func drop(rules ...[]string) (Heal, error) {
 		return err
 	}
 	for _, rule := range rules {
-		rule = append(rule, "--jump", "DROP")
 		if err := inNamespace("iptables", append([]string{"--wait", "--insert", "INPUT"}, rule...)...); err != nil {
 			return nil, errors.Join(err, heal())
 		}
