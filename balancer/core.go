@@ -111,12 +111,14 @@ func (c *Core) pickFrom(set *backend.Set, cl *Client, d *Decision, tried []*back
 }
 
 // Left returns the number of backends that a request that has tried some may
-// still go to.
-func (c *Core) Left(tried []*backend.Backend, now time.Time) int {
+// still go to after the event. What is only slow stays where it is unless another one
+// is ready.
+func (c *Core) Left(e Event, tried []*backend.Backend, now time.Time) int {
 	var room [8]pick.Candidate
 	n := 0
-	for _, v := range c.Backends.Set().View(room[:0], tried, now) {
-		if v.Usable {
+	set := c.Backends.Set()
+	for i, v := range set.View(room[:0], tried, now) {
+		if v.Usable && (e != Stalled || set.All()[i].Ready()) {
 			n++
 		}
 	}

@@ -278,6 +278,10 @@ func Spread(grace time.Duration) time.Duration { return time.Duration(float64(gr
 // are due.
 func (s *Server) EndWatches(b *backend.Backend, by time.Time) { s.f.drain.endWatches(b, by) }
 
+// Unstall sends requests that wait for an answer of the backend elsewhere, where they may
+// be sent again (balancer.Stalled).
+func (s *Server) Unstall(b *backend.Backend) { s.f.waiters.move(b) }
+
 // youngFor bounds how long a shutdown waits for connections that have been accepted and
 // have brought no request yet, before it tells net/http, which would close them.
 const youngFor = 2 * time.Second

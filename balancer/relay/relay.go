@@ -140,8 +140,13 @@ func (r *Relay) Retire() {
 // speak HTTP/2, as far as is known.
 func (r *Relay) Suits() bool { return r.Core.Backends.Set().HTTP2() }
 
-// leaveAll has all clients come again on new connections.
-func (r *Relay) leaveAll() {
+// Resettle has all clients come again on new connections where requests cannot be
+// relayed any more (Suits). It is to be called when a set of backends has taken the
+// place of another; the relay calls it when it learns what a backend speaks.
+func (r *Relay) Resettle() {
+	if r.Suits() {
+		return
+	}
 	r.each(func(sh *shard) {
 		for cc := range sh.clients {
 			cc.leave()

@@ -167,10 +167,11 @@ func (s *stream) attempt() {
 // failed decides what follows from an attempt that got no answer that can be used.
 func (s *stream) failed(e balancer.Event, err error) {
 	sh, b := s.cc.sh, s.slot.Backend
-	if e.Spares(s.ask.refusals) {
-		s.ask.refusals++
+	tried, refusals := s.ask.tried, s.ask.refusals
+	if e.Spares(refusals) {
+		refusals++
 	} else {
-		s.ask.tried = append(s.ask.tried, b)
+		tried = append(tried, b)
 	}
 	core := sh.r.Core
 	a := balancer.Attempt{
@@ -179,7 +180,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 		BodyHeld: s.up.buf.whole(),
 		DialOnly: s.ask.decision.DialRetryOnly(),
 		Losses:   s.ask.losses,
-		Left:     core.Left(s.ask.tried, sh.now),
+		Left:     core.Left(e, tried, sh.now),
 		Err:      err,
 	}
 	switch e {
@@ -191,6 +192,10 @@ func (s *stream) failed(e balancer.Event, err error) {
 		sh.r.Passive(b, health.ShutdownAnnounced)
 	}
 	again, refusal := a.Again(core.RetryBudget(s.credential))
+	if !again && e == balancer.Stalled {
+		return
+	}
+	s.ask.tried, s.ask.refusals = tried, refusals
 	sh.r.Log.Debug("attempt failed", "backend", b.Name, "event", e.String(), "again", again, "method", s.ask.method, "path", balancer.Shorten(s.ask.path), "auditID", balancer.Shorten(s.ask.decision.AuditID), "err", err)
 	if !again && e == balancer.ShuttingDown {
 		s.release() // its own words, with its own Retry-After
@@ -205,7 +210,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 		return
 	}
 	sh.r.Metrics.Retried(b.Name, e)
-	if e == balancer.Lost || e == balancer.Died {
+	if e.Sent() {
 		s.ask.losses++
 	}
 	s.up.buf.rewind()

@@ -304,6 +304,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	g.Go(func() error { return p.watchExpiries(ctx) })
 	g.Go(func() error { return tuneGC(ctx) })
 	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
+	g.Go(func() error { return p.evacuate(ctx) })
 	for _, w := range p.allWatches() {
 		p.startWatch(ctx, g.Go, w)
 	}
