@@ -2,7 +2,6 @@ package balancer
 
 import (
 	"math/rand/v2"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -28,7 +27,9 @@ type Core struct {
 	Verifier   Verifier
 	FrontProxy func(now time.Time) FrontProxy
 	Headers    *IdentityHeaders
-	Trusted    []netip.Prefix // peers whose X-Forwarded-For is kept
+	Trusted    Networks // of peers whose X-Forwarded-For is kept
+	Guards     *Guards  // nil: none
+	Limits     *Limits  // of requests; nil: none
 	Policy     Policy
 	Bound      pick.Bound
 	Budget     *Budget // of retries, for those who are known

@@ -3,7 +3,7 @@
 //
 // A request's way, top to bottom:
 //
-//	Forwarder.ServeHTTP   head -> Decide -> one exchange, or a Status
+//	Forwarder.ServeHTTP   head -> Decide, Admit -> one exchange, or a Status
 //	exchange.serve        ReverseProxy: hop-by-hop fields, 1xx, trailers, flushing
 //	exchange.rewrite      the header edits that were decided
 //	exchange.RoundTrip    attempts: pick, send, and after a failure ask Again
@@ -82,6 +82,10 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if refusal != nil {
 		x.decision = &balancer.Decision{Attributes: balancer.Attribute(r.Method, x.head.Path, x.head.RawQuery)}
+	} else {
+		x.admission, refusal = f.Core.Admit(x.decision, x.client, x.started)
+	}
+	if refusal != nil {
 		x.refuse(w, refusal)
 		x.observe()
 		return
@@ -91,6 +95,7 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		// Deferred, because an answer that breaks off ends in a panic with
 		// http.ErrAbortHandler, which net/http turns into a reset.
+		x.admission.Release()
 		f.Metrics.InFlight(x.decision.Class, -1)
 		x.observe()
 	}()
@@ -109,6 +114,8 @@ type exchange struct {
 	started  time.Time
 	head     balancer.Head
 	decision *balancer.Decision
+
+	admission balancer.Admission
 
 	// Owned by the handler's goroutine.
 	body    *heldBody        // nil: no request body

@@ -5,7 +5,7 @@
 // A request's way, top to bottom:
 //
 //	Relay.Serve            a client connection; conn.read, conn.arrived: frames, under the shard's lock
-//	clientConn.headers     parseRequest -> stream.begin: Decide, and the head for the backend
+//	clientConn.headers     parseRequest -> stream.begin: Decide, Admit, and the head for the backend
 //	stream.attempt         Pick; a connection of the pool, or wait for one to be dialled
 //	backendConn.open       HEADERS to the backend; the body follows from stream.up
 //	backendConn.headers    parseAnswer -> stream.answerCame: held for a moment, or sendHead

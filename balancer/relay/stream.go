@@ -63,7 +63,8 @@ type stream struct {
 	verb       string
 
 	// Guarded by sh.mu.
-	ask *asking // nil once the answer has begun at the client
+	ask       *asking // nil once the answer has begun at the client
+	admission balancer.Admission
 
 	length   int64 // of the request body, as declared, less what has come; -1: not declared
 	credits  int64 // offset in the request body up to which the client has its window back
@@ -129,7 +130,9 @@ func (s *stream) begin(h *requestHead) {
 	default:
 		if refusal = h.unusable(); refusal == nil {
 			d.Chain = s.cc.chain
-			refusal = core.DecideInto(decision, &d, s.cc.client, sh.now)
+			if refusal = core.DecideInto(decision, &d, s.cc.client, sh.now); refusal == nil {
+				s.admission, refusal = core.Admit(decision, s.cc.client, sh.now)
+			}
 		}
 	}
 	if decision.Verb == "" { // refused before anything was decided
@@ -343,6 +346,7 @@ func (s *stream) finish() {
 		s.slot.Release()
 		s.slot = nil
 	}
+	s.admission.Release()
 	// What of the body nobody took is credited all the same.
 	s.cc.credit(int(s.up.buf.gone() + int64(s.up.buf.waiting()) - s.credits))
 	s.forgetAsking()
