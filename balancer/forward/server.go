@@ -39,6 +39,9 @@ type ServerOptions struct {
 	// MaxConnections is how many clients there may be at once; those that come then are
 	// closed at once, so that they try again or elsewhere. 0: any number.
 	MaxConnections int
+	// ProxyProtocol are the networks from which connections begin with a header of the
+	// PROXY protocol, which says where they come from. One without it is closed.
+	ProxyProtocol balancer.Networks
 }
 
 // Server serves clients on one listener: it accepts connections, sees to their TLS
@@ -142,20 +145,28 @@ const (
 	maxAcceptDelay = time.Second
 )
 
-// shakeHands sees to the TLS handshake, and starts what the protocol asks for in a
+// shakeHands finds out where a connection comes from, sees to its TLS handshake, and starts what the protocol asks for in a
 // goroutine of its own: the stack that a handshake needs is large, and would stay
 // with a connection for its whole life.
 func (s *Server) shakeHands(t *tls.Conn) {
 	c := t.NetConn()
-	ctx, cancel := context.WithTimeout(context.Background(), s.ReadHeaderTimeout)
+	deadline := time.Now().Add(s.ReadHeaderTimeout)
+	peer, err := s.peerOf(c, deadline)
+	if err != nil {
+		s.forget(t)
+		c.Close()
+		s.f.Log.Debug("no header of the PROXY protocol that can be used", "peer", c.RemoteAddr().String(), "err", err)
+		return
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	if err := t.HandshakeContext(ctx); err != nil {
 		s.forget(t)
 		c.Close()
-		s.f.Log.Debug("TLS handshake failed", "peer", c.RemoteAddr().String(), "err", err)
+		s.f.Log.Debug("TLS handshake failed", "peer", peer.String(), "err", err)
 		return
 	}
-	client := &balancer.Client{Peer: addrPortOf(c.RemoteAddr().String())}
+	client := &balancer.Client{Peer: peer}
 	h2 := t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits()
 	s.mu.Lock()
 	s.clients[t] = client
