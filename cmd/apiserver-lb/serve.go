@@ -221,6 +221,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
 		MaxStreams:        c.HTTP2.MaxStreams,
 		MaxConnections:    maxConnections(descriptors()),
+		ProxyProtocol:     c.ProxyProtocol.From,
 	})
 	return p, nil
 }
