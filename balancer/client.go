@@ -19,8 +19,6 @@ type Verifier interface {
 
 // Client is one client connection.
 type Client struct {
-	// Peer is where the connection comes from: its other end, or what a proxy in front
-	// says of that by the PROXY protocol.
 	Peer netip.AddrPort
 	Home backend.Home // the backend that its requests go to while they may
 
@@ -74,7 +72,7 @@ func (c *Client) addressText() string {
 	}
 	s := ""
 	if a := c.Peer.Addr(); a.IsValid() {
-		s = bareAddr(a).String()
+		s = a.Unmap().WithZone("").String()
 	}
 	c.address.Store(&s)
 	return s

@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -27,9 +28,7 @@ type Core struct {
 	Verifier   Verifier
 	FrontProxy func(now time.Time) FrontProxy
 	Headers    *IdentityHeaders
-	Trusted    Networks // of peers whose X-Forwarded-For is kept
-	Guards     *Guards  // nil: none
-	Limits     *Limits  // of requests; nil: none
+	Trusted    []netip.Prefix // peers whose X-Forwarded-For is kept
 	Policy     Policy
 	Bound      pick.Bound
 	Budget     *Budget // of retries, for those who are known
@@ -112,14 +111,12 @@ func (c *Core) pickFrom(set *backend.Set, cl *Client, d *Decision, tried []*back
 }
 
 // Left returns the number of backends that a request that has tried some may
-// still go to after the event. What is only slow stays where it is unless another one
-// is ready.
-func (c *Core) Left(e Event, tried []*backend.Backend, now time.Time) int {
+// still go to.
+func (c *Core) Left(tried []*backend.Backend, now time.Time) int {
 	var room [8]pick.Candidate
 	n := 0
-	set := c.Backends.Set()
-	for i, v := range set.View(room[:0], tried, now) {
-		if v.Usable && (e != Stalled || set.All()[i].Ready()) {
+	for _, v := range c.Backends.Set().View(room[:0], tried, now) {
+		if v.Usable {
 			n++
 		}
 	}

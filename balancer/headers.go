@@ -122,15 +122,18 @@ func unescape(s string) string {
 // identity, so that it must not come from a client.
 func (h *IdentityHeaders) Forged(name string) bool {
 	n := normalise(name)
-	if h.exact[n] {
-		return true
-	}
+	return h.exact[n] || h.forgedPrefix(n) != ""
+}
+
+// forgedPrefix returns the prefix of identity headers that a normalised name begins
+// with, empty where there is none.
+func (h *IdentityHeaders) forgedPrefix(n string) string {
 	for _, p := range h.prefixes {
 		if strings.HasPrefix(n, p) {
-			return true
+			return p
 		}
 	}
-	return false
+	return ""
 }
 
 // Assert returns the header fields that assert the identity, in a stable order
@@ -189,13 +192,21 @@ func tokenChar(c byte) bool {
 // made with the client's own rights instead of the lesser ones it asked for; with
 // Sec-WebSocket-Protocol, a bad token would vanish and leave an anonymous request;
 // with Audit-Id, our log and the audit log would name different requests.
+//
+// What follows a prefix is the client's own word, which is not repeated: it could be
+// anything.
 func (h *IdentityHeaders) connectionForbids(connection []string) string {
 	for _, line := range connection {
 		for name := range strings.SplitSeq(line, ",") {
-			n := normalise(strings.TrimSpace(name))
-			switch {
-			case n == "authorization", n == "sec-websocket-protocol", n == "audit-id", strings.HasPrefix(n, "impersonate-"), h.Forged(n):
-				return strings.TrimSpace(name)
+			name = strings.TrimSpace(name)
+			n := normalise(name)
+			switch p := h.forgedPrefix(n); {
+			case n == "authorization", n == "sec-websocket-protocol", n == "audit-id", h.exact[n]:
+				return name
+			case strings.HasPrefix(n, "impersonate-"):
+				return "impersonate-*"
+			case p != "":
+				return p + "*"
 			}
 		}
 	}
