@@ -194,7 +194,7 @@ func samePublicKey(cert *x509.Certificate, private crypto.Signer) bool {
 // chain checks a certificate that this program presents, leaf first.
 func (f *fileCheck) chain(key, path string, data []byte, usage x509.ExtKeyUsage) []*x509.Certificate {
 	if holdsPrivateKey(data) {
-		f.private(key, path)
+		f.private(key, path, "private key")
 	}
 	certs := f.certificates(key, path, data)
 	for i, cert := range certs {
@@ -243,7 +243,7 @@ func (f *fileCheck) authorities(key, path string) {
 		return
 	}
 	if holdsPrivateKey(data) {
-		f.private(key, path)
+		f.private(key, path, "private key")
 	}
 	certs := f.certificates(key, path, data)
 	valid := func(c *x509.Certificate) bool { what, _ := outsideValidity(c, f.now); return what == "" }
@@ -286,7 +286,7 @@ func (f *fileCheck) privateKey(key, path string, data []byte) crypto.Signer {
 		if !isPrivateKey(block) {
 			continue
 		}
-		f.private(key, path)
+		f.private(key, path, "private key")
 		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
 			f.fail(key, path, "the key is encrypted, and nobody is there to give the passphrase", "decrypt it: openssl pkey -in FILE -out FILE.plain")
 			return nil
@@ -324,17 +324,17 @@ func parsePrivateKey(der []byte) (crypto.Signer, error) {
 	return nil, errKeyKind
 }
 
-// private refuses a file with a private key that others than its owner can
-// read: the front-proxy key is worth as much as that of the cluster's CA.
-// systemd keeps the credential directory from others by itself, with modes that
-// show its ACL.
-func (f *fileCheck) private(key, path string) {
+// private refuses a file with a secret that others than its owner can read: the
+// front-proxy key is worth as much as that of the cluster's CA, and a token is its
+// user. systemd keeps the credential directory from others by itself, with modes
+// that show its ACL.
+func (f *fileCheck) private(key, path, secret string) {
 	if inDirectory(path, f.credentials) {
 		return
 	}
 	info, err := os.Stat(path)
 	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		f.fail(key, path, fmt.Sprintf("the file with the private key is open to others than its owner (mode %04o)", info.Mode().Perm()), "chmod 600 "+path)
+		f.fail(key, path, fmt.Sprintf("the file with the %s is open to others than its owner (mode %04o)", secret, info.Mode().Perm()), "chmod 600 "+path)
 	}
 }
 
@@ -376,7 +376,11 @@ func (f *fileCheck) revocations(key, path string) {
 // token checks a file with a bearer token, which goes into a header as it is.
 func (f *fileCheck) token(key, path string) {
 	data := f.read(key, path, maxFileBytes)
-	if data != nil && !isIdentity(string(bytes.TrimSpace(data))) {
+	if data == nil {
+		return
+	}
+	f.private(key, path, "token")
+	if !isIdentity(string(bytes.TrimSpace(data))) {
 		f.fail(key, path, "the file holds more than one line", "keep the token alone in it")
 	}
 }

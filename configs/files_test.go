@@ -57,11 +57,15 @@ func moreFiles(t *testing.T, p *pki) {
 	write(t, "text", "nothing of the kind\n", 0o600)
 	write(t, "empty", "\n", 0o600)
 	write(t, "lines", "a\nb\n", 0o600)
+	write(t, "open.token", "abc\n", 0o604)
 	write(t, "odd.pem", block("A\x1b[31m", "x"), 0o600)
 	if err := os.Mkdir("dir", 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink("tls.key", "link.key"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("open.key", "openlink.key"); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink("nowhere", "dangling"); err != nil {
@@ -161,6 +165,11 @@ command line: tls.clientCAFile: "oldca.crt": the authority (CN=old CA) expired a
 		{"broken revocation list", "tls.clientCAFile=ca.crt tls.clientCRLFile=broken.crl", `command line: tls.clientCRLFile: "broken.crl": revocation list 2 in the file cannot be read: x509: malformed crl; fetch or issue it again`},
 		{"text for a revocation list", "tls.clientCAFile=ca.crt tls.clientCRLFile=text", `command line: tls.clientCRLFile: "text": revocation list 1 in the file cannot be read: x509: malformed crl; fetch or issue it again`},
 		{"lines for a token", "health.tokenFile=lines", `command line: health.tokenFile: "lines": the file holds more than one line; keep the token alone in it`},
+		{"open token", "health.tokenFile=open.token", `command line: health.tokenFile: "open.token": the file with the token is open to others than its owner (mode 0604); chmod 600 open.token`},
+		{"pipe for a token", "health.tokenFile=pipe", `command line: health.tokenFile: "pipe": this is no regular file; name a regular file`},
+		{"pipe for a key", "tls.keyFile=pipe", `command line: tls.keyFile: "pipe": this is no regular file; name a regular file`},
+		{"directory for a key", "tls.keyFile=dir", `command line: tls.keyFile: "dir": this is a directory; name a file in it`},
+		{"link to an open key", "tls.keyFile=openlink.key", `command line: tls.keyFile: "openlink.key": the file with the private key is open to others than its owner (mode 0644); chmod 600 openlink.key`},
 		{"colours in a file", "backends.caFile=odd.pem", `command line: backends.caFile: "odd.pem": the file holds no certificate but a A�[31m; name the file of the certificate`},
 		{"credential without systemd", "tls.certFile=${CREDENTIALS_DIRECTORY}/tls.crt tls.keyFile=${CREDENTIALS_DIRECTORY}/tls.key", `
 command line: tls.certFile: "${CREDENTIALS_DIRECTORY}/tls.crt": CREDENTIALS_DIRECTORY is not set; start the program as a systemd service with LoadCredential=, or write a plain path

@@ -21,6 +21,10 @@ import (
 // entries.
 const maxFileSize = 64 << 20
 
+// credentialsVariable names the directory of what systemd hands over
+// (systemd.exec(5), "Credentials").
+const credentialsVariable = "CREDENTIALS_DIRECTORY"
+
 // FileError says which file cannot be used, why, and what to do about it.
 type FileError struct {
 	Use  string // one of the Use constants
@@ -103,8 +107,8 @@ func (l *loader) loadPair(use string, f KeyPairFiles, old *pair) (*pair, *FileEr
 	if err != nil {
 		return fail(f.Cert, err, "put a PEM certificate there that this process can read")
 	}
-	keyPEM, err := readFile(f.Key, l.checkKeyMode)
-	if errors.Is(err, errKeyExposed) {
+	keyPEM, err := readFile(f.Key, checkMode(l.credentials))
+	if errors.Is(err, errExposed) {
 		return fail(f.Key, err, "run chmod 0600 on it, or hand it over as a systemd credential")
 	}
 	if err != nil {
@@ -245,16 +249,30 @@ func bare(err error) error {
 	return err
 }
 
-var errKeyExposed = errors.New("the private key is open to group or others")
+var errExposed = errors.New("the file of a secret is open to group or others")
 
-// checkKeyMode refuses a key that others than its owner can read. systemd's
-// credentials are exempt: systemd grants the service its access by an ACL,
-// whose mask shows in the group bits.
-func (l *loader) checkKeyMode(name string, info os.FileInfo) error {
-	if info.Mode().Perm()&0o077 == 0 || below(l.credentials, name) {
-		return nil
+// checkMode refuses a secret that others than its owner can read. systemd's
+// credentials, which lie in the directory given, are exempt: systemd grants the
+// service its access by an ACL, whose mask shows in the group bits.
+func checkMode(credentials string) func(name string, info os.FileInfo) error {
+	return func(name string, info os.FileInfo) error {
+		if info.Mode().Perm()&0o077 == 0 || below(credentials, name) {
+			return nil
+		}
+		return fmt.Errorf("%w (mode %04o)", errExposed, info.Mode().Perm())
 	}
-	return fmt.Errorf("%w (mode %04o)", errKeyExposed, info.Mode().Perm())
+}
+
+// ReadSecret reads a file that holds a secret, a token for instance, by the rules
+// for private keys: a regular file that only its owner can read, or a credential
+// of systemd. It does not wait for a writer where a named pipe has taken its place.
+// An error names the file, never what it holds.
+func ReadSecret(name string) ([]byte, error) {
+	data, err := readFile(name, checkMode(os.Getenv(credentialsVariable)))
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", name, err)
+	}
+	return data, nil
 }
 
 // below reports whether the file that name leads to lies under dir.

@@ -90,7 +90,7 @@ func Open(f Files, now func() time.Time, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("the minimum TLS version is %s; use 1.2 or 1.3", tls.VersionName(f.MinVersion))
 	}
 	s := &Store{
-		loader: loader{files: f, credentials: os.Getenv("CREDENTIALS_DIRECTORY"), now: now},
+		loader: loader{files: f, credentials: os.Getenv(credentialsVariable), now: now},
 		log:    log,
 		pace:   defaultPace,
 	}

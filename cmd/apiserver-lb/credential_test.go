@@ -2,7 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -81,6 +84,24 @@ func TestTokenFile(t *testing.T) {
 	api.set(200, 200)
 	replace(t, s.dir, "token", []byte("third"))
 	api.await(t, "a probe with the third token", 0, with("Bearer third"))
+
+	// What others can read, and a pipe that nobody writes, is as good as no token.
+	for _, spoil := range []struct {
+		token string
+		by    func(file string) error
+	}{
+		{"fourth", func(file string) error { return os.Chmod(file, 0o644) }},
+		{"fifth", func(file string) error {
+			return errors.Join(syscall.Mkfifo(file+".pipe", 0o600), os.Rename(file+".pipe", file))
+		}},
+	} {
+		file := replace(t, s.dir, "token", []byte(spoil.token))
+		api.await(t, "a probe with the token "+spoil.token, 0, with("Bearer "+spoil.token))
+		if err := spoil.by(file); err != nil {
+			t.Fatal(err)
+		}
+		api.await(t, "a probe without a token", api.count(), with(""))
+	}
 }
 
 // TestExpiredFrontProxy lets the front-proxy certificate expire while the balancer
