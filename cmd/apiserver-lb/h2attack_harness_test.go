@@ -66,13 +66,7 @@ func startProgram(t *testing.T, edit ...func(*site)) *program {
 	s := newSite(t, 0, 0)
 	r := &program{running: &running{site: s, log: new(logbook), ended: make(chan struct{})}, backend: newH2Backend(t, s.pki)}
 	s.set("backends.servers", []any{map[string]any{"address": r.backend.address, "name": "api-0", "serverName": "kubernetes"}})
-	r.clients = free(t)
-	s.set("listen", r.clients)
-	r.admin = free(t)
-	s.set("admin.listen", r.admin)
-	replacePair(t, s.dir, "tls", issue(t, s.pki.clusterCA, "apiserver-lb", server("lb.example"), func(c *x509.Certificate) {
-		c.IPAddresses = append(c.IPAddresses, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(r.clients)).IP)
-	}))
+	r.clients, r.admin = s.listenFree()
 	s.set("log.level", "info")
 	s.set("shutdown.gracePeriod", "1s")
 	for _, e := range edit {
@@ -123,6 +117,19 @@ func startProgram(t *testing.T, edit ...func(*site)) *program {
 	})
 	r.log.await(t, said("ready for clients"))
 	return r
+}
+
+// listenFree sets free addresses for clients and operators, and a serving certificate of
+// the former.
+func (s *site) listenFree() (clients, admin string) {
+	s.Helper()
+	clients, admin = free(s.T), free(s.T)
+	s.set("listen", clients)
+	s.set("admin.listen", admin)
+	replacePair(s.T, s.dir, "tls", issue(s.T, s.pki.clusterCA, "apiserver-lb", server("lb.example"), func(c *x509.Certificate) {
+		c.IPAddresses = append(c.IPAddresses, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(clients)).IP)
+	}))
+	return clients, admin
 }
 
 // memory returns the resident memory of the process, and the most that it was.
