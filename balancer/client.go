@@ -19,6 +19,8 @@ type Verifier interface {
 
 // Client is one client connection.
 type Client struct {
+	// Peer is where the connection comes from: its other end, or what a proxy in front
+	// says of that by the PROXY protocol.
 	Peer netip.AddrPort
 	Home backend.Home // the backend that its requests go to while they may
 
@@ -72,7 +74,7 @@ func (c *Client) addressText() string {
 	}
 	s := ""
 	if a := c.Peer.Addr(); a.IsValid() {
-		s = a.Unmap().WithZone("").String()
+		s = bareAddr(a).String()
 	}
 	c.address.Store(&s)
 	return s

@@ -2,7 +2,6 @@ package balancer
 
 import (
 	"math/rand/v2"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -28,7 +27,9 @@ type Core struct {
 	Verifier   Verifier
 	FrontProxy func(now time.Time) FrontProxy
 	Headers    *IdentityHeaders
-	Trusted    []netip.Prefix // peers whose X-Forwarded-For is kept
+	Trusted    Networks // of peers whose X-Forwarded-For is kept
+	Guards     *Guards  // nil: none
+	Limits     *Limits  // of requests; nil: none
 	Policy     Policy
 	Bound      pick.Bound
 	Budget     *Budget // of retries, for those who are known
@@ -111,12 +112,14 @@ func (c *Core) pickFrom(set *backend.Set, cl *Client, d *Decision, tried []*back
 }
 
 // Left returns the number of backends that a request that has tried some may
-// still go to.
-func (c *Core) Left(tried []*backend.Backend, now time.Time) int {
+// still go to after the event. What is only slow stays where it is unless another one
+// is ready.
+func (c *Core) Left(e Event, tried []*backend.Backend, now time.Time) int {
 	var room [8]pick.Candidate
 	n := 0
-	for _, v := range c.Backends.Set().View(room[:0], tried, now) {
-		if v.Usable {
+	set := c.Backends.Set()
+	for i, v := range set.View(room[:0], tried, now) {
+		if v.Usable && (e != Stalled || set.All()[i].Ready()) {
 			n++
 		}
 	}

@@ -140,7 +140,7 @@ func TestPickLeavesTriedOut(t *testing.T) {
 				if got := f.pickName(&cl, f.b[0], f.b[2]); got != "b" {
 					t.Fatalf("got %s with only b untried", got)
 				}
-				if n := f.Left([]*backend.Backend{f.b[0], f.b[2]}, t0); n != 1 {
+				if n := f.Left(Lost, []*backend.Backend{f.b[0], f.b[2]}, t0); n != 1 {
 					t.Fatalf("%d left, want 1", n)
 				}
 			}
@@ -151,10 +151,10 @@ func TestPickLeavesTriedOut(t *testing.T) {
 			if cl.Home.At() != nil {
 				t.Error("a home where there is none to be had")
 			}
-			if n := f.Left(f.b, t0); n != 0 {
+			if n := f.Left(Lost, f.b, t0); n != 0 {
 				t.Errorf("%d left of all tried", n)
 			}
-			if f.Left(nil, t0) != 3 {
+			if f.Left(Lost, nil, t0) != 3 {
 				t.Error("not all are left at the start")
 			}
 		})
@@ -207,7 +207,7 @@ func TestPickTiers(t *testing.T) {
 				if fmt.Sprint(got) != fmt.Sprint(want) {
 					t.Errorf("chose %v, want %v", got, want)
 				}
-				if n := f.Left(tried, t0); n != len(want) {
+				if n := f.Left(Lost, tried, t0); n != len(want) {
 					t.Errorf("%d left, want %d", n, len(want))
 				}
 			})
@@ -431,7 +431,7 @@ func TestPickModel(t *testing.T) {
 						worst, best = r, b.State()
 					}
 				}
-				left := f.Left(tried, now)
+				left := f.Left(Lost, tried, now)
 				s := f.Pick(cl, d, tried, now)
 				if (s == nil) != (len(tried) == len(f.b)) || (left == 0) != (s == nil) {
 					t.Fatalf("slot %v with %d of %d tried, %d left", s, len(tried), len(f.b), left)

@@ -3,9 +3,10 @@ package balancer
 import (
 	"crypto/x509"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
+
+	"apiserver-lb/tlsconf"
 )
 
 // Head is what decisions need of a request head, the same for both protocols.
@@ -21,6 +22,10 @@ type Head struct {
 	ForwardedFor  []string // X-Forwarded-For
 	AuditID       string   // Audit-ID
 
+	// Impersonate-User and Impersonate-Group, every value. kube-apiserver heeds the
+	// first user only (k8s.io/apiserver/pkg/endpoints/filters/impersonation).
+	ImpersonateUser, ImpersonateGroup []string
+
 	Chain []*x509.Certificate // that the client presented, leaf first
 }
 
@@ -32,6 +37,9 @@ type Decision struct {
 	User       string   // where Credential is Asserted, for the log
 	AuditID    string   // that the backend will see
 	Edits      Edits
+
+	groups    []string // where Credential is Asserted
+	unlimited bool     // no limit of requests applies
 
 	added [3]Field // room for Edits.Add, as long as that is enough
 }
@@ -85,15 +93,26 @@ func (c *Core) decide(d *Decision, h *Head, cl *Client, now time.Time) *Refusal 
 	if d.Credential, refusal = authenticate(verdict, token != "", c.FrontProxy(now)); refusal != nil {
 		return refusal
 	}
+	if c.Guards != nil {
+		var id *tlsconf.Identity
+		if d.Credential == Asserted {
+			id = verdict.Identity
+		}
+		if refusal := c.Guards.check(d.Credential, id, h, cl); refusal != nil {
+			return refusal
+		}
+	}
 	switch d.Credential {
 	case Asserted:
-		d.User = verdict.Identity.User
+		d.User, d.groups = verdict.Identity.User, verdict.Identity.Groups
 	case Unproven:
 		d.Token = cl.tokenKey(c.Tokens, token)
 		if c.Tokens.Accepted(d.Token, now) {
 			d.Credential = Token
 		}
 	}
+
+	d.unlimited = c.Limits != nil && isUnlimited(&d.Attributes, h.Path)
 
 	setAuditID := ""
 	if d.AuditID == "" {
@@ -104,21 +123,11 @@ func (c *Core) decide(d *Decision, h *Head, cl *Client, now time.Time) *Refusal 
 	if d.Credential == Asserted {
 		asserted = cl.asserted(c.Headers, verdict.Identity)
 	}
-	c.Headers.edit(&d.Edits, d.Credential, asserted, cl.addressText(), c.trusted(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
+	c.Headers.edit(&d.Edits, d.Credential, asserted, cl.addressText(), c.Trusted.Contains(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
 	if d.Credential == Asserted {
 		d.Edits.withholdToken(h.Subprotocols)
 	}
 	return nil
-}
-
-func (c *Core) trusted(peer netip.Addr) bool {
-	peer = peer.Unmap().WithZone("")
-	for _, p := range c.Trusted {
-		if p.Contains(peer) {
-			return true
-		}
-	}
-	return false
 }
 
 // Concluded notes what a backend's answer says of the request's token. The answer

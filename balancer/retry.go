@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // Event is how an attempt at a backend failed. What decides is how much of the
@@ -24,9 +25,18 @@ const (
 	Lost
 	// Died: the same, and the backend has been declared dead meanwhile.
 	Died
+	// Stalled: the backend owes the answer still, and has failed its checks for
+	// StalledAfter. Where this is no reason to go elsewhere (Again), the request waits on.
+	Stalled
 )
 
-var eventNames = [...]string{"dial_failed", "refused", "shutting_down", "lost", "died"}
+var eventNames = [...]string{"dial_failed", "refused", "shutting_down", "lost", "died", "stalled"}
+
+// StalledAfter is how long a backend fails its checks before reads that wait for it go
+// elsewhere, and watches end there. A kube-apiserver that shuts down has answered most
+// of what it has by then. One that has lost its etcd answers nothing for 20 s and more,
+// which is twice as long as a leader election may take, and its watches are silent.
+const StalledAfter = 2 * time.Second
 
 func (e Event) String() string { return eventNames[e] }
 
@@ -36,7 +46,7 @@ type Attempt struct {
 	Method   string
 	BodyHeld bool  // what has been sent of the body can be sent again
 	DialOnly bool  // Attributes.DialRetryOnly
-	Losses   int   // earlier attempts that ended in Lost or Died
+	Losses   int   // earlier attempts after which Sent holds
 	Left     int   // usable backends that are not ruled out
 	Err      error // for the log
 }
@@ -57,7 +67,7 @@ func (a *Attempt) mayAgain() bool {
 	switch a.Event {
 	case Refused, ShuttingDown:
 		return a.BodyHeld
-	default: // Lost, Died
+	default: // Lost, Died, Stalled
 		return safe(a.Method) && a.BodyHeld && a.Losses == 0
 	}
 }
@@ -75,8 +85,8 @@ const maxRefusals = 6
 // enough to leave those beside them without any.
 func (e Event) Spares(refusals int) bool { return e == Refused && refusals < maxRefusals }
 
-// sent reports whether the backend may have acted on the request.
-func (a *Attempt) sent() bool { return a.Event == Lost || a.Event == Died }
+// Sent reports whether the backend may have acted on the request.
+func (e Event) Sent() bool { return e >= Lost }
 
 // Again decides, after a failed attempt, whether the request goes to another
 // backend (true) or what the client is told. A retry after anything but a failed
@@ -96,7 +106,7 @@ func (a *Attempt) Again(b *Budget) (bool, *Refusal) {
 func (a *Attempt) refusal() *Refusal {
 	r := &Refusal{Err: a.Err}
 	switch {
-	case !a.sent():
+	case !a.Event.Sent():
 		// Not acted on by any backend: client-go may replay any verb.
 		r.Code, r.Reason, r.RetryAfter = 503, ReasonNoBackend, 1
 		r.Message = "no kube-apiserver could take the request; nothing has been done"
@@ -110,7 +120,7 @@ func (a *Attempt) refusal() *Refusal {
 		r.Code, r.Reason = 502, ReasonBackendLost
 		r.Message = "the connection to the kube-apiserver broke before it answered"
 	}
-	if a.sent() && (!safe(a.Method) || a.DialOnly) {
+	if a.Event.Sent() && (!safe(a.Method) || a.DialOnly) {
 		r.Message += fmt.Sprintf("; whether the %s took effect is not known", a.Method)
 	}
 	return r

@@ -79,6 +79,12 @@ func TestAgain(t *testing.T) {
 		{Died, true, 1, false, died, diedUnknown},
 		{Died, false, 0, false, died, diedUnknown},
 		{Died, true, 0, true, diedUnknown, diedUnknown},
+
+		// What is not sent again waits on, and nobody is told this.
+		{Stalled, true, 0, false, again, lostUnknown},
+		{Stalled, true, 1, false, lost, lostUnknown},
+		{Stalled, false, 0, false, lost, lostUnknown},
+		{Stalled, true, 0, true, lostUnknown, lostUnknown},
 	}
 	cause := errors.New("cause")
 	check := func(t *testing.T, a Attempt, want cell) {

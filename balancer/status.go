@@ -12,6 +12,11 @@ const (
 	ReasonCertificate     = "certificate"
 	ReasonRevoked         = "certificate_revoked"
 	ReasonNoFrontProxy    = "no_front_proxy"
+	ReasonSource          = "source"
+	ReasonAnonymous       = "anonymous"
+	ReasonInFlight        = "in_flight_limit"
+	ReasonLongRunning     = "long_running_limit"
+	ReasonRate            = "rate_limit"
 	ReasonNoBackend       = "no_backend"
 	ReasonBackendLost     = "backend_lost"
 	ReasonBackendTimeout  = "backend_timeout"
@@ -49,6 +54,7 @@ func (r *Refusal) Unwrap() error { return r.Err }
 var statusReasons = map[int]string{
 	400: "BadRequest",
 	401: "Unauthorized",
+	403: "Forbidden",
 	405: "MethodNotAllowed",
 	413: "RequestEntityTooLarge",
 	429: "TooManyRequests",

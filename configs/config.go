@@ -30,12 +30,89 @@ type Config struct {
 	// and appended to; from any other peer it is replaced.
 	TrustedProxies []netip.Prefix `mapstructure:"trustedProxies"`
 
+	ProxyProtocol ProxyProtocol `mapstructure:"proxyProtocol"`
+	Guards        Guards        `mapstructure:"guards"`
+	RequestLimits RequestLimits `mapstructure:"requestLimits"`
+
 	Backends Backends `mapstructure:"backends"`
 	Health   Health   `mapstructure:"health"`
 	HTTP     HTTP     `mapstructure:"http"`
 	HTTP2    HTTP2    `mapstructure:"http2"`
 	Shutdown Shutdown `mapstructure:"shutdown"`
 	Log      Log      `mapstructure:"log"`
+}
+
+// ProxyProtocol is how layer-4 proxies in front say where a connection comes from:
+// the PROXY protocol, versions 1 and 2.
+type ProxyProtocol struct {
+	// From are the networks of these proxies. A connection from there must begin
+	// with the protocol's header, or it is closed; from elsewhere none is read. What
+	// the header says is the client's address for all purposes.
+	From []netip.Prefix `mapstructure:"from"`
+}
+
+// Guards refuse requests at the door that kube-apiserver might allow.
+type Guards struct {
+	// Sources say which users and groups may come from where.
+	Sources []SourceGuard `mapstructure:"sources"`
+
+	Anonymous AnonymousGuard `mapstructure:"anonymous"`
+}
+
+// SourceGuard names users and groups that may come from some networks only. It
+// covers client certificates and, with any credential, Impersonate-User and
+// Impersonate-Group. Whose a token is only kube-apiserver knows.
+type SourceGuard struct {
+	// Users and Groups as kube-apiserver sees them. At least one of all.
+	Users  []string `mapstructure:"users"`
+	Groups []string `mapstructure:"groups"`
+
+	// From are the networks that they may come from. Not empty.
+	From []netip.Prefix `mapstructure:"from"`
+}
+
+// AnonymousGuard is about requests with neither a client certificate nor a token.
+type AnonymousGuard struct {
+	// Refuse answers them with 401.
+	Refuse bool `mapstructure:"refuse"`
+
+	// Paths are open to them all the same. Each is compared byte for byte with
+	// the path of a request as it came, without the query.
+	Paths []string `mapstructure:"paths"`
+}
+
+// RequestLimits hold each requester to a number of requests: the user of a client
+// certificate, the bearer of a token that a kube-apiserver has accepted of late, and
+// all others by their address (IPv6: by /64). 0: no limit.
+type RequestLimits struct {
+	// InFlight is how many short requests may be in flight, LongRunning how many
+	// watches, other long-running requests and upgrades. 0 to 1000000.
+	InFlight    int `mapstructure:"inFlight"`
+	LongRunning int `mapstructure:"longRunning"`
+
+	// Rate is how many requests of all kinds may come per second, 0 to 1000000, and
+	// Burst how many at once, 0 to 1000000. Burst 0: those of a second.
+	Rate  float64 `mapstructure:"rate"`
+	Burst int     `mapstructure:"burst"`
+
+	// Overrides are other limits for some. The first that fits counts; for a
+	// certificate, one that names its user before one that names a group of it.
+	Overrides []RequestLimitOverride `mapstructure:"overrides"`
+}
+
+// RequestLimitOverride takes the place of all numbers of [RequestLimits]: what it
+// leaves out is not limited.
+type RequestLimitOverride struct {
+	// Users and Groups are of client certificates, Sources of those who are limited
+	// by their address. At least one of all.
+	Users   []string       `mapstructure:"users"`
+	Groups  []string       `mapstructure:"groups"`
+	Sources []netip.Prefix `mapstructure:"sources"`
+
+	InFlight    int     `mapstructure:"inFlight"`
+	LongRunning int     `mapstructure:"longRunning"`
+	Rate        float64 `mapstructure:"rate"`
+	Burst       int     `mapstructure:"burst"`
 }
 
 // Admin is the listener for operators: /livez, /readyz and /metrics.

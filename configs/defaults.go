@@ -27,6 +27,9 @@ func Default() Config {
 			UIDHeaders:          []string{"X-Remote-Uid"},
 			ExtraHeaderPrefixes: []string{"X-Remote-Extra-"},
 		},
+		// Refuse is off. The paths are those that kube-apiserver lets anybody read
+		// (the ClusterRole system:public-info-viewer), so nobody misses them.
+		Guards: Guards{Anonymous: AnonymousGuard{Paths: []string{"/healthz", "/livez", "/readyz", "/version", "/version/"}}},
 		Backends: Backends{
 			Policy:      PolicyAffinity,
 			Affinity:    Affinity{Bound: 1.25, Floor: 16},

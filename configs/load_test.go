@@ -45,6 +45,20 @@ frontProxy:
   extraHeaderPrefixes: [X-Extra-]
   allowSharedCA: true
 trustedProxies: [10.0.0.0/8, "fd00::/8"]
+proxyProtocol: {from: [10.1.0.0/16]}
+guards:
+  sources:
+    - {users: [admin, root], from: [10.9.0.0/24]}
+    - {groups: ["system:masters"], from: ["fd00:9::/32", 192.0.2.1/32]}
+  anonymous: {refuse: true, paths: [/livez]}
+requestLimits:
+  inFlight: 1
+  longRunning: 2
+  rate: 0.5
+  burst: 4
+  overrides:
+    - {users: [a], groups: [b], sources: [10.1.0.5/32], inFlight: 5, longRunning: 6, rate: 7, burst: 8}
+    - {groups: ["system:nodes"]}
 backends:
   caFile: ca.crt
   serverName: kubernetes.default
@@ -89,6 +103,21 @@ func TestLoadEverything(t *testing.T) {
 			UIDHeaders: []string{"X-Uid"}, ExtraHeaderPrefixes: []string{"X-Extra-"}, AllowSharedCA: true,
 		},
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
+		ProxyProtocol:  ProxyProtocol{From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}},
+		Guards: Guards{
+			Sources: []SourceGuard{
+				{Users: []string{"admin", "root"}, From: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}},
+				{Groups: []string{"system:masters"}, From: []netip.Prefix{netip.MustParsePrefix("fd00:9::/32"), netip.MustParsePrefix("192.0.2.1/32")}},
+			},
+			Anonymous: AnonymousGuard{Refuse: true, Paths: []string{"/livez"}},
+		},
+		RequestLimits: RequestLimits{
+			InFlight: 1, LongRunning: 2, Rate: 0.5, Burst: 4,
+			Overrides: []RequestLimitOverride{
+				{Users: []string{"a"}, Groups: []string{"b"}, Sources: []netip.Prefix{netip.MustParsePrefix("10.1.0.5/32")}, InFlight: 5, LongRunning: 6, Rate: 7, Burst: 8},
+				{Groups: []string{"system:nodes"}},
+			},
+		},
 		Backends: Backends{
 			CAFile: "ca.crt", ServerName: "kubernetes.default", Policy: PolicyRoundRobin,
 			Affinity: Affinity{Bound: 2}, DialTimeout: 500 * time.Millisecond, PingAfter: time.Second, PingTimeout: 100 * time.Millisecond, RetryBudget: 1,
@@ -156,6 +185,24 @@ frontProxy:
     - X-Remote-Extra-
   allowSharedCA: false
 trustedProxies: []
+proxyProtocol:
+  from: []
+guards:
+  sources: []
+  anonymous:
+    refuse: false
+    paths:
+      - /healthz
+      - /livez
+      - /readyz
+      - /version
+      - /version/
+requestLimits:
+  inFlight: 0
+  longRunning: 0
+  rate: 0
+  burst: 0
+  overrides: []
 backends:
   caFile: ca.crt
   serverName: ""
@@ -218,9 +265,9 @@ func TestLoadKeysAndTypes(t *testing.T) {
 		{"slip", "health: {intervall: 1s}\n", "lb.yaml:8: health.intervall: there is no such key; did you mean interval?"},
 		{"key of another section", "interval: 1s\n", "lb.yaml:8: interval: there is no such key; did you mean interval, in the section health?"},
 		{"dotted key", "health.interval: 1s\n", `lb.yaml:8: "health.interval": there is no such key; did you mean interval, in the section health?`},
-		{"nothing near", "metrics: true\n", "lb.yaml:8: metrics: there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, http2, shutdown, log"},
-		{"odd key", "\"a\\nb\": true\n", `lb.yaml:8: "a\nb": there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, http2, shutdown, log`},
-		{"list as a key", "? [a, b]\n: 1\n", "lb.yaml:8: (a list): there is no such key; the keys here are listen, admin, tls, frontProxy, trustedProxies, backends, health, http, http2, shutdown, log"},
+		{"nothing near", "metrics: true\n", "lb.yaml:8: metrics: there is no such key; the keys here are " + schema().names()},
+		{"odd key", "\"a\\nb\": true\n", `lb.yaml:8: "a\nb": there is no such key; the keys here are ` + schema().names()},
+		{"list as a key", "? [a, b]\n: 1\n", "lb.yaml:8: (a list): there is no such key; the keys here are " + schema().names()},
 		{"duplicate", "log: {level: info}\nhttp: {}\nlog: {level: warn}\n", "lb.yaml:10: log: the key is given twice, first in line 8; keep one of the two"},
 		{"duplicate inside", "log:\n  level: info\n  format: text\n  level: warn\n", "lb.yaml:11: log.level: the key is given twice, first in line 9; keep one of the two"},
 		{"merge", "health: &h {rise: 1}\nlog: {<<: *h}\n", `lb.yaml:9: log."<<": merge keys are not supported; write the keys out`},

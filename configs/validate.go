@@ -20,6 +20,8 @@ func validate(c *Config) Errors {
 		checkBackends(&c.Backends),
 		checkServers(c),
 		checkHealth(&c.Health),
+		checkGuards(&c.Guards),
+		checkRequestLimits(&c.RequestLimits),
 		checkRest(c),
 		checkPaths(c),
 	)

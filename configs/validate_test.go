@@ -8,6 +8,9 @@ import (
 	"pgregory.net/rapid"
 )
 
+// writePath is the cure for paths that cannot be compared.
+const writePath = "write it from the first slash on, as clients do, without query, percent-encoding, dots between slashes or double slashes, such as /livez"
+
 // Each configuration, appended to minimal, gives these lines.
 func TestValidate(t *testing.T) {
 	inPKI(t)
@@ -104,6 +107,44 @@ lb.yaml:8: shutdown.delay: "-1s": the duration must not be negative; write 0s or
 lb.yaml:8: shutdown.gracePeriod: "-1500ms": the duration must not be negative; write 0s or a positive one
 `},
 		{"shutdown, none", "shutdown: {delay: 0s, gracePeriod: 0s}\n", ""},
+		{"proxy protocol, an address", "proxyProtocol: {from: [10.0.0.1]}\n", `lb.yaml:8: proxyProtocol.from[0]: "10.0.0.1": this is an address without the length of a network; write 10.0.0.1/32 for this one address`},
+		{"guards, empty", "guards: {sources: [{}]}\n", `
+lb.yaml:8: guards.sources[0]: nobody is guarded; name users or groups, such as groups: ["system:masters"]
+lb.yaml:8: guards.sources[0].from: the list is empty; name the networks that they may come from, such as 10.9.0.0/24
+`},
+		{"guards, names", "guards: {sources: [{users: [\"\", \" a\"], groups: [\"a\\nb\", \"system:authenticated\", \"system:serviceaccounts:kube-system\", \"system:serviceaccountsx\"], from: [10.0.0.0/8]}]}\n", `
+lb.yaml:8: guards.sources[0].groups[0]: "a\nb": this is no name that a header can carry; write one without control characters and without spaces around it
+lb.yaml:8: guards.sources[0].groups[1]: "system:authenticated": kube-apiserver adds this group by itself, and the balancer does not see it; name users, or groups that stand in certificates (O=)
+lb.yaml:8: guards.sources[0].groups[2]: "system:serviceaccounts:kube-system": kube-apiserver adds this group by itself, and the balancer does not see it; name users, or groups that stand in certificates (O=)
+lb.yaml:8: guards.sources[0].users[0]: the name is empty; write one without control characters and without spaces around it
+lb.yaml:8: guards.sources[0].users[1]: " a": this is no name that a header can carry; write one without control characters and without spaces around it
+`},
+		{"guards, paths", "guards: {anonymous: {paths: [/, /version/, /apis/x.io/v1, /a/../b, //livez, /a%2fb, \"/a?b\", livez, \"\", \"/a b\", /., \"/a//\"]}}\n", `
+lb.yaml:8: guards.anonymous.paths[3]: "/a/../b": this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[4]: "//livez": this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[5]: "/a%2fb": this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[6]: "/a?b": this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[7]: "livez": this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[8]: this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[9]: "/a b": this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[10]: "/.": this is no path that a request can be compared with; ` + writePath + `
+lb.yaml:8: guards.anonymous.paths[11]: "/a//": this is no path that a request can be compared with; ` + writePath + `
+`},
+		{"limits, ranges", "requestLimits: {inFlight: -1, longRunning: 1000001, rate: -0.5, burst: -1}\n", `
+lb.yaml:8: requestLimits.burst: "-1": the number is out of range; write one from 0 to 1000000
+lb.yaml:8: requestLimits.inFlight: "-1": the number is out of range; write one from 0 to 1000000
+lb.yaml:8: requestLimits.longRunning: "1000001": the number is out of range; write one from 0 to 1000000
+lb.yaml:8: requestLimits.rate: "-0.5": the rate is out of range; write requests per second, from 0 to 1000000
+`},
+		{"limits, odd rates", "requestLimits: {rate: .nan, overrides: [{users: [a], rate: .inf}]}\n", `
+lb.yaml:8: requestLimits.overrides[0].rate: ".inf": the rate is out of range; write requests per second, from 0 to 1000000
+lb.yaml:8: requestLimits.rate: ".nan": the rate is out of range; write requests per second, from 0 to 1000000
+`},
+		{"limits, burst alone", "requestLimits: {burst: 5}\n", `lb.yaml:8: requestLimits.burst: "5": there is no rate that this could be the burst of; set requestLimits.rate too, or remove the burst`},
+		{"limits, of nobody", "requestLimits: {overrides: [{inFlight: 5}, {groups: [\"system:unauthenticated\"], inFlight: 5}]}\n", `
+lb.yaml:8: requestLimits.overrides[0]: the limits are nobody's; name users, groups or sources
+lb.yaml:8: requestLimits.overrides[1].groups[0]: "system:unauthenticated": kube-apiserver adds this group by itself, and the balancer does not see it; name users, or groups that stand in certificates (O=)
+`},
 		{"log, choices", "log: {level: INFO, format: logfmt}\n", `
 lb.yaml:8: log.format: "logfmt": there is no such choice; write auto, text or json
 lb.yaml:8: log.level: "INFO": there is no such choice; write debug, info, warn or error

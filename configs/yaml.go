@@ -59,7 +59,11 @@ func encode(v reflect.Value, k *key) *yaml.Node {
 	case reflect.Int, reflect.Int64:
 		return scalar("!!int", strconv.FormatInt(v.Int(), 10))
 	case reflect.Float64:
-		return scalar("!!float", formatNumber(v.Float()))
+		number := formatNumber(v.Float())
+		if strings.Trim(number, "-0123456789") == "" {
+			return scalar("!!int", number) // or it would be written with its tag
+		}
+		return scalar("!!float", number)
 	default:
 		return text(v.String())
 	}

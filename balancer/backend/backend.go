@@ -24,6 +24,7 @@ type Backend struct {
 
 	settings   atomic.Pointer[Settings]
 	state      atomic.Uint32 // a health.State
+	since      atomic.Int64  // when that began, nanoseconds since the epoch; 0: it was never told
 	rampFrom   atomic.Int64  // when slow start began, nanoseconds since the epoch; 0: no slow start
 	short      atomic.Int64
 	long       atomic.Int64
@@ -57,6 +58,15 @@ func (b *Backend) SpeaksHTTP2(yes bool) (news bool) { return b.http1.Swap(!yes) 
 // State returns the state that the health checks last gave it.
 func (b *Backend) State() health.State { return health.State(b.state.Load()) }
 
+// Failing returns for how long the backend has failed its checks without being dead; 0
+// where it does not.
+func (b *Backend) Failing(now time.Time) time.Duration {
+	if b.State() != health.Draining {
+		return 0
+	}
+	return max(0, now.Sub(time.Unix(0, b.since.Load())))
+}
+
 // Ready reports whether the backend is ready by its health checks.
 func (b *Backend) Ready() bool { return b.State() == health.Ready }
 
@@ -64,6 +74,7 @@ func (b *Backend) Ready() bool { return b.State() == health.Ready }
 // ready again after it was out starts slowly; one that becomes ready for the
 // first time does not, since then all of them are new.
 func (b *Backend) SetState(s health.State, now time.Time) {
+	b.since.Store(now.UnixNano())
 	before := health.State(b.state.Swap(uint32(s)))
 	if s == health.Ready && (before == health.Dead || before == health.Draining) {
 		b.rampFrom.Store(now.UnixNano())

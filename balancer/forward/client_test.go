@@ -53,6 +53,11 @@ func (c *client) Close() error {
 // client returns a client that speaks HTTP/1.1 or HTTP/2 and shows a certificate
 // (nil: none).
 func (w *world) client(major int, cert *testpki.Issued) *client {
+	return w.clientFrom(major, cert, clientIP, "")
+}
+
+// clientFrom is client with an address and something to say before TLS.
+func (w *world) clientFrom(major int, cert *testpki.Issued, address, greeting string) *client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(major == 1)
 	protocols.SetHTTP2(major == 2)
@@ -60,7 +65,11 @@ func (w *world) client(major int, cert *testpki.Issued) *client {
 		DisableCompression: true, Protocols: protocols, ExpectContinueTimeout: time.Minute,
 		TLSClientConfig: w.clientConfig(cert),
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return w.net.DialFrom(ctx, netip.MustParseAddr(clientIP), frontAddress)
+			c, err := w.net.DialFrom(ctx, netip.MustParseAddr(address), frontAddress)
+			if err == nil && greeting != "" {
+				_, err = io.WriteString(c, greeting)
+			}
+			return c, err
 		},
 	}}
 	w.clients = append(w.clients, c)

@@ -3,7 +3,7 @@
 //
 // A request's way, top to bottom:
 //
-//	Forwarder.ServeHTTP   head -> Decide -> one exchange, or a Status
+//	Forwarder.ServeHTTP   head -> Decide, Admit -> one exchange, or a Status
 //	exchange.serve        ReverseProxy: hop-by-hop fields, 1xx, trailers, flushing
 //	exchange.rewrite      the header edits that were decided
 //	exchange.RoundTrip    attempts: pick, send, and after a failure ask Again
@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,6 +46,7 @@ type Options struct {
 type Forwarder struct {
 	Options
 	drain    drain
+	waiters  waiters
 	buffers  sync.Pool
 	proxyLog *log.Logger
 }
@@ -80,6 +82,10 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if refusal != nil {
 		x.decision = &balancer.Decision{Attributes: balancer.Attribute(r.Method, x.head.Path, x.head.RawQuery)}
+	} else {
+		x.admission, refusal = f.Core.Admit(x.decision, x.client, x.started)
+	}
+	if refusal != nil {
 		x.refuse(w, refusal)
 		x.observe()
 		return
@@ -89,6 +95,7 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		// Deferred, because an answer that breaks off ends in a panic with
 		// http.ErrAbortHandler, which net/http turns into a reset.
+		x.admission.Release()
 		f.Metrics.InFlight(x.decision.Class, -1)
 		x.observe()
 	}()
@@ -107,6 +114,8 @@ type exchange struct {
 	started  time.Time
 	head     balancer.Head
 	decision *balancer.Decision
+
+	admission balancer.Admission
 
 	// Owned by the handler's goroutine.
 	body    *heldBody        // nil: no request body
@@ -197,7 +206,22 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 			return nil, balancer.NoBackend()
 		}
 		x.backend = slot.Backend
-		res, err := x.attempt(ctx, out, slot)
+		failed := func(e balancer.Event, err error) balancer.Attempt {
+			without := tried
+			if !e.Spares(refusals) {
+				without = append(slices.Clip(tried), slot.Backend)
+			}
+			return balancer.Attempt{
+				Event:    e,
+				Method:   x.in.Method,
+				BodyHeld: x.body == nil || x.body.replayable(),
+				DialOnly: x.decision.DialRetryOnly(),
+				Losses:   losses,
+				Left:     core.Left(e, without, time.Now()),
+				Err:      err,
+			}
+		}
+		res, moved, err := x.movable(ctx, out, slot, failed)
 		if err == nil {
 			x.code = res.StatusCode
 			return res, nil
@@ -214,23 +238,14 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 		}
 
 		event := eventOf(err, slot.Backend)
-		if event.Spares(refusals) {
-			refusals++
+		again, refusal := moved, (*balancer.Refusal)(nil)
+		if moved {
+			event = balancer.Stalled
 		} else {
-			tried = append(tried, slot.Backend)
+			again, refusal = x.again(failed(event, err))
 		}
-		a := balancer.Attempt{
-			Event:    event,
-			Method:   x.in.Method,
-			BodyHeld: x.body == nil || x.body.replayable(),
-			DialOnly: x.decision.DialRetryOnly(),
-			Losses:   losses,
-			Left:     core.Left(tried, time.Now()),
-			Err:      err,
-		}
-		x.signal(slot.Backend, a.Event)
-		again, refusal := a.Again(core.RetryBudget(x.decision.Credential))
-		x.f.Log.Debug("attempt failed", "backend", slot.Backend.Name, "event", a.Event.String(), "again", again, "method", balancer.Shorten(a.Method), "path", balancer.Shorten(x.head.Path), "auditID", balancer.Shorten(x.decision.AuditID), "err", err)
+		x.signal(slot.Backend, event)
+		x.f.Log.Debug("attempt failed", "backend", slot.Backend.Name, "event", event.String(), "again", again, "method", balancer.Shorten(x.in.Method), "path", balancer.Shorten(x.head.Path), "auditID", balancer.Shorten(x.decision.AuditID), "err", err)
 		var sd *shutdownAnswer
 		if !again {
 			if errors.As(err, &sd) {
@@ -242,11 +257,46 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 		if errors.As(err, &sd) {
 			sd.res.Body.Close()
 		}
-		x.f.Metrics.Retried(slot.Backend.Name, a.Event)
-		if a.Event == balancer.Lost || a.Event == balancer.Died {
+		x.f.Metrics.Retried(slot.Backend.Name, event)
+		if event.Sent() {
 			losses++
 		}
+		if event.Spares(refusals) {
+			refusals++
+		} else {
+			tried = append(tried, slot.Backend)
+		}
 	}
+}
+
+// again decides on a failed attempt.
+func (x *exchange) again(a balancer.Attempt) (bool, *balancer.Refusal) {
+	return a.Again(x.f.Core.RetryBudget(x.decision.Credential))
+}
+
+// movable is an attempt that Server.Unstall may end while it waits for the answer, in
+// favour of another backend; moved reports that it has.
+func (x *exchange) movable(ctx context.Context, out *http.Request, slot *backend.Slot, failed func(balancer.Event, error) balancer.Attempt) (res *http.Response, moved bool, err error) {
+	if x.body != nil { // which the transport reads at the same time
+		res, err = x.attempt(ctx, out, slot)
+		return res, false, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	w := &waiter{backend: slot.Backend, cancel: cancel, again: func() bool {
+		again, _ := x.again(failed(balancer.Stalled, errStalled))
+		return again
+	}}
+	x.f.waiters.add(w)
+	res, err = x.attempt(ctx, out, slot)
+	moved = x.f.waiters.done(w)
+	if moved && err == nil { // it was answered at the same time
+		res.Body.Close()
+		err = errStalled
+	}
+	if err != nil {
+		cancel(err)
+	}
+	return res, moved, err
 }
 
 // attempt sends the request to one backend. It succeeds with an answer that is to

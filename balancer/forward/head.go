@@ -24,6 +24,9 @@ func headOf(r *http.Request) balancer.Head {
 		Subprotocols:  r.Header["Sec-Websocket-Protocol"],
 		ForwardedFor:  r.Header["X-Forwarded-For"],
 		AuditID:       r.Header.Get("Audit-Id"),
+
+		ImpersonateUser:  r.Header["Impersonate-User"],
+		ImpersonateGroup: r.Header["Impersonate-Group"],
 	}
 	if r.ProtoMajor == 1 && httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") {
 		h.Upgrade = r.Header.Get("Upgrade")

@@ -39,6 +39,9 @@ type ServerOptions struct {
 	// MaxConnections is how many clients there may be at once; those that come then are
 	// closed at once, so that they try again or elsewhere. 0: any number.
 	MaxConnections int
+	// ProxyProtocol are the networks from which connections begin with a header of the
+	// PROXY protocol, which says where they come from. One without it is closed.
+	ProxyProtocol balancer.Networks
 }
 
 // Server serves clients on one listener: it accepts connections, sees to their TLS
@@ -142,20 +145,28 @@ const (
 	maxAcceptDelay = time.Second
 )
 
-// shakeHands sees to the TLS handshake, and starts what the protocol asks for in a
+// shakeHands finds out where a connection comes from, sees to its TLS handshake, and starts what the protocol asks for in a
 // goroutine of its own: the stack that a handshake needs is large, and would stay
 // with a connection for its whole life.
 func (s *Server) shakeHands(t *tls.Conn) {
 	c := t.NetConn()
-	ctx, cancel := context.WithTimeout(context.Background(), s.ReadHeaderTimeout)
+	deadline := time.Now().Add(s.ReadHeaderTimeout)
+	peer, err := s.peerOf(c, deadline)
+	if err != nil {
+		s.forget(t)
+		c.Close()
+		s.f.Log.Debug("no header of the PROXY protocol that can be used", "peer", c.RemoteAddr().String(), "err", err)
+		return
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	if err := t.HandshakeContext(ctx); err != nil {
 		s.forget(t)
 		c.Close()
-		s.f.Log.Debug("TLS handshake failed", "peer", c.RemoteAddr().String(), "err", err)
+		s.f.Log.Debug("TLS handshake failed", "peer", peer.String(), "err", err)
 		return
 	}
-	client := &balancer.Client{Peer: addrPortOf(c.RemoteAddr().String())}
+	client := &balancer.Client{Peer: peer}
 	h2 := t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits()
 	s.mu.Lock()
 	s.clients[t] = client
@@ -277,6 +288,10 @@ func Spread(grace time.Duration) time.Duration { return time.Duration(float64(gr
 // a random time until by. It is to be called from time to time, for it ends those that
 // are due.
 func (s *Server) EndWatches(b *backend.Backend, by time.Time) { s.f.drain.endWatches(b, by) }
+
+// Unstall sends requests that wait for an answer of the backend elsewhere, where they may
+// be sent again (balancer.Stalled).
+func (s *Server) Unstall(b *backend.Backend) { s.f.waiters.move(b) }
 
 // youngFor bounds how long a shutdown waits for connections that have been accepted and
 // have brought no request yet, before it tells net/http, which would close them.

@@ -99,7 +99,7 @@ func (x *exchange) dialUpgrade(ctx context.Context) (*tls.Conn, *backend.Slot, *
 		tried = append(tried, slot.Backend)
 		x.signal(slot.Backend, balancer.DialFailed)
 		a := balancer.Attempt{Event: balancer.DialFailed, Method: x.in.Method, BodyHeld: true, DialOnly: true,
-			Left: core.Left(tried, time.Now()), Err: err}
+			Left: core.Left(balancer.DialFailed, tried, time.Now()), Err: err}
 		again, refusal := a.Again(core.RetryBudget(x.decision.Credential))
 		if !again {
 			return nil, nil, refusal

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -48,7 +47,10 @@ type setup struct {
 	maxHeld    int    // 0: 3 MiB
 	share      string // "none": no retry budget
 	policy     balancer.Policy
-	trusted    []netip.Prefix
+	trusted    balancer.Networks
+	proxies    balancer.Networks // that speak the PROXY protocol
+	guards     *balancer.Guards
+	limits     *balancer.Limits
 	raw        func(*world, *tls.Conn) // serves connections of the first backend instead of net/http, a goroutine for each
 	rawALPN    []string                // of raw; none: h2
 }
@@ -122,7 +124,7 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 	ids := 0
 	w.core = &balancer.Core{
 		Backends: set, Verifier: w.store, FrontProxy: func(time.Time) balancer.FrontProxy { return balancer.FrontProxyValid }, Headers: balancer.NewIdentityHeaders(nil, nil, nil, nil),
-		Trusted: s.trusted, Policy: s.policy, Bound: pick.Bound{Factor: 1.25, Floor: 1000},
+		Trusted: s.trusted, Guards: s.guards, Limits: s.limits, Policy: s.policy, Bound: pick.Bound{Factor: 1.25, Floor: 1000},
 		Budget: balancer.NewBudget(share), Strangers: balancer.NewBudget(share), Tokens: balancer.NewTokens(1000, time.Hour),
 		Answers: balancer.NewRoom(answersRoom),
 		NewAuditID: func() string {
@@ -166,7 +168,8 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 	w.f = New(Options{
 		Core: w.core, Pools: w.pools, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
 	})
-	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20, MaxStreams: 1000})
+	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20, MaxStreams: 1000,
+		ProxyProtocol: s.proxies})
 	w.front = w.net.Listen(frontAddress)
 	go func() { w.served <- w.srv.Serve(w.front) }()
 	return w

@@ -40,6 +40,7 @@ var (
 	errSilent       = errors.New("no answer to an HTTP/2 PING")
 	errGoAway       = errors.New("GOAWAY before the request was processed")
 	errDead         = errors.New("the backend is dead")
+	errStalled      = errors.New("the backend fails its checks and has not answered")
 	errRemoved      = errors.New("the backend has been taken out of the configuration")
 )
 
@@ -234,7 +235,7 @@ func (r *Relay) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Cred
 	speaks := t.ConnectionState().NegotiatedProtocol == "h2"
 	if b.SpeaksHTTP2(speaks) && !speaks {
 		r.Log.Warn("the backend speaks HTTP/1.1 only: HTTP/2 clients are served over HTTP/1.1 as well, at a higher cost", "backend", b.Name)
-		go r.leaveAll()
+		go r.Resettle()
 	}
 	if !speaks {
 		nc.Close()

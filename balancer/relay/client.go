@@ -103,7 +103,7 @@ func (r *Relay) admit(t *tls.Conn, client *balancer.Client) *clientConn {
 		setting{settingInitialWindow, clientWindow},
 		setting{settingMaxHeaderListSize, uint32(r.MaxHeaderBytes + headerSlack)})
 	cc.write(appendWindowUpdate(out, 0, clientConnWindow-defaultWindow))
-	if sh.draining {
+	if sh.draining || !r.Suits() { // the set of backends was another when this was asked before
 		cc.leave()
 	}
 	sh.unlockAndFlush()

@@ -184,6 +184,10 @@ func (h *requestHead) decisive() balancer.Head {
 			}
 		case hpack.WebSocketProtocol:
 			d.Subprotocols = append(d.Subprotocols, f.Value)
+		case hpack.ImpersonateUser:
+			d.ImpersonateUser = append(d.ImpersonateUser, f.Value)
+		case hpack.ImpersonateGroup:
+			d.ImpersonateGroup = append(d.ImpersonateGroup, f.Value)
 		}
 	}
 	return d
@@ -242,7 +246,8 @@ func named(f balancer.Field) hpack.Field {
 // somebody is, and what is never the same twice.
 func unindexed(f *hpack.Field) bool {
 	switch f.Which() {
-	case hpack.Authorization, hpack.Cookie, hpack.ProxyAuthorization, hpack.WebSocketProtocol, hpack.AuditID:
+	case hpack.Authorization, hpack.Cookie, hpack.ProxyAuthorization, hpack.WebSocketProtocol, hpack.AuditID,
+		hpack.ImpersonateUser, hpack.ImpersonateGroup:
 		return true
 	case hpack.Unknown:
 		return strings.HasPrefix(f.Name, "x-remote-") || strings.HasPrefix(f.Name, "impersonate-")

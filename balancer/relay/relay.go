@@ -5,7 +5,7 @@
 // A request's way, top to bottom:
 //
 //	Relay.Serve            a client connection; conn.read, conn.arrived: frames, under the shard's lock
-//	clientConn.headers     parseRequest -> stream.begin: Decide, and the head for the backend
+//	clientConn.headers     parseRequest -> stream.begin: Decide, Admit, and the head for the backend
 //	stream.attempt         Pick; a connection of the pool, or wait for one to be dialled
 //	backendConn.open       HEADERS to the backend; the body follows from stream.up
 //	backendConn.headers    parseAnswer -> stream.answerCame: held for a moment, or sendHead
@@ -140,8 +140,13 @@ func (r *Relay) Retire() {
 // speak HTTP/2, as far as is known.
 func (r *Relay) Suits() bool { return r.Core.Backends.Set().HTTP2() }
 
-// leaveAll has all clients come again on new connections.
-func (r *Relay) leaveAll() {
+// Resettle has all clients come again on new connections where requests cannot be
+// relayed any more (Suits). It is to be called when a set of backends has taken the
+// place of another; the relay calls it when it learns what a backend speaks.
+func (r *Relay) Resettle() {
+	if r.Suits() {
+		return
+	}
 	r.each(func(sh *shard) {
 		for cc := range sh.clients {
 			cc.leave()

@@ -1,8 +1,10 @@
 package relay
 
 import (
+	"slices"
 	"time"
 
+	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
 )
 
@@ -10,15 +12,34 @@ import (
 // a random time until by. It is to be called from time to time, for it ends those that
 // are due.
 func (r *Relay) EndWatches(b *backend.Backend, by time.Time) {
+	r.eachAt(b, func(s *stream) {
+		if s.resumable() && s.answered && s.cc.sh.now.After(s.endBy(by)) {
+			s.endWatch()
+		}
+	})
+}
+
+// Unstall sends requests that wait for an answer of the backend elsewhere, where they may
+// be sent again (balancer.Stalled).
+func (r *Relay) Unstall(b *backend.Backend) {
+	r.eachAt(b, func(s *stream) {
+		if !s.answered && !s.down.end && !s.done {
+			s.failed(balancer.Stalled, errStalled)
+		}
+	})
+}
+
+// eachAt calls f for every stream at the backend, under its shard's lock.
+func (r *Relay) eachAt(b *backend.Backend, f func(s *stream)) {
 	r.each(func(sh *shard) {
 		for key, p := range sh.pools {
 			if key.backend != b {
 				continue
 			}
-			for _, bc := range p.conns {
+			for _, bc := range slices.Clone(p.conns) {
 				for _, s := range bc.streams.all() {
-					if s.bc == bc && s.resumable() && s.answered && sh.now.After(s.endBy(by)) {
-						s.endWatch()
+					if s.bc == bc { // still: f may have ended others
+						f(s)
 					}
 				}
 			}

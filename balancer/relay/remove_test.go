@@ -1,10 +1,16 @@
 package relay
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"apiserver-lb/balancer/backend"
+	"apiserver-lb/health"
 )
 
 // TestEndWatches: the watches of a backend that leaves end cleanly, at different times,
@@ -61,4 +67,82 @@ func (p *peer) openWatches(a *kubeAPIServer, n int) (b *peer, ids []uint32) {
 		ids = append(ids, id)
 	}
 	return b, ids
+}
+
+// Where a new set of backends has one that speaks HTTP/1.1 only, clients come again: who
+// is there, and who was let in at the same time and comes after them.
+func TestResettle(t *testing.T) {
+	run(t, setup{backends: 2}, func(w *world) {
+		old := w.apis[1].b
+		w.core.Backends.Replace(backend.NewSet(0, w.apis[0].b))
+		old.SpeaksHTTP2(false)
+		c := w.client(nil).greet()
+		w.relay.Resettle() // nothing has changed for requests
+		if c.alive(time.Second); strings.Contains(texts(c.all()), "GOAWAY") {
+			w.Errorf("client hears %s", texts(c.all()))
+		}
+		w.core.Backends.Replace(backend.NewSet(0, w.apis[0].b, old))
+		late := w.client(nil)
+		late.raw([]byte(http2.ClientPreface))
+		late.settings()
+		late.until("GOAWAY 2147483647 NO_ERROR")
+		w.relay.Resettle()
+		c.until("GOAWAY 2147483647 NO_ERROR")
+		old.SpeaksHTTP2(true)
+	})
+}
+
+// TestUnstall: reads that wait for a backend which fails its checks are answered by
+// another one, those whose answer is held in part too. All else waits on, as does
+// everything where there is no other backend.
+func TestUnstall(t *testing.T) {
+	run(t, setup{backends: 2, options: patientWithBackends}, func(w *world) {
+		w.prefer(0)
+		c := w.client(nil).greet()
+		list := c.ask(true, "GET", "/api/v1/pods")
+		b := w.apis[0].accepted()
+		held := c.ask(true, "GET", "/api/v1/namespaces/x/pods/y")
+		log := c.ask(true, "GET", logPath)
+		post := c.ask(true, "POST", "/")
+		exec := c.ask(true, "GET", "/api/v1/namespaces/x/pods/y/proxy/z")
+		var at [5]uint32
+		for i := range at {
+			at[i] = b.hear("a request").id
+		}
+		b.headers(at[1], false, ":status: 200", "content-type: application/json")
+		b.data(at[1], false, "{")
+		b.headers(at[2], false, ":status: 200")
+		b.data(at[2], false, "begun")
+		c.until(fmt.Sprintf("DATA %d end=false", log))
+		c.drain()
+
+		w.apis[1].b.SetState(health.Dead, time.Now())
+		w.relay.Unstall(w.apis[0].b)
+		b.wantNothing()
+		c.wantNothing()
+
+		w.apis[1].b.SetState(health.Ready, time.Now())
+		w.relay.Unstall(w.apis[1].b)
+		b.wantNothing()
+		w.relay.Unstall(w.apis[0].b)
+		resets := []string{b.hear("a reset").text, b.hear("a reset").text}
+		if slices.Sort(resets); resets[0] != fmt.Sprintf("RST_STREAM %d CANCEL", at[0]) || resets[1] != fmt.Sprintf("RST_STREAM %d CANCEL", at[1]) {
+			w.Errorf("backend a hears %q", resets)
+		}
+		b.wantNothing()
+		b2 := w.apis[1].accepted()
+		for i, id := range []uint32{list, held} {
+			b2.hear("a request")
+			b2.finish(uint32(1+2*i), c, id)
+		}
+		w.relay.Unstall(w.apis[0].b)
+		c.wantNothing()
+		b.finish(at[3], c, post)
+		b.finish(at[4], c, exec)
+		b.data(at[2], true, "")
+		c.until(fmt.Sprintf("DATA %d end=true", log))
+		if got := fmt.Sprint(w.metric("apiserver_lb.retries")); got != "map[backend=a reason=stalled:2]" {
+			w.Errorf("retries: %s", got)
+		}
+	})
 }

@@ -63,7 +63,8 @@ type stream struct {
 	verb       string
 
 	// Guarded by sh.mu.
-	ask *asking // nil once the answer has begun at the client
+	ask       *asking // nil once the answer has begun at the client
+	admission balancer.Admission
 
 	length   int64 // of the request body, as declared, less what has come; -1: not declared
 	credits  int64 // offset in the request body up to which the client has its window back
@@ -129,7 +130,9 @@ func (s *stream) begin(h *requestHead) {
 	default:
 		if refusal = h.unusable(); refusal == nil {
 			d.Chain = s.cc.chain
-			refusal = core.DecideInto(decision, &d, s.cc.client, sh.now)
+			if refusal = core.DecideInto(decision, &d, s.cc.client, sh.now); refusal == nil {
+				s.admission, refusal = core.Admit(decision, s.cc.client, sh.now)
+			}
 		}
 	}
 	if decision.Verb == "" { // refused before anything was decided
@@ -167,10 +170,11 @@ func (s *stream) attempt() {
 // failed decides what follows from an attempt that got no answer that can be used.
 func (s *stream) failed(e balancer.Event, err error) {
 	sh, b := s.cc.sh, s.slot.Backend
-	if e.Spares(s.ask.refusals) {
-		s.ask.refusals++
+	tried, refusals := s.ask.tried, s.ask.refusals
+	if e.Spares(refusals) {
+		refusals++
 	} else {
-		s.ask.tried = append(s.ask.tried, b)
+		tried = append(tried, b)
 	}
 	core := sh.r.Core
 	a := balancer.Attempt{
@@ -179,7 +183,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 		BodyHeld: s.up.buf.whole(),
 		DialOnly: s.ask.decision.DialRetryOnly(),
 		Losses:   s.ask.losses,
-		Left:     core.Left(s.ask.tried, sh.now),
+		Left:     core.Left(e, tried, sh.now),
 		Err:      err,
 	}
 	switch e {
@@ -191,6 +195,10 @@ func (s *stream) failed(e balancer.Event, err error) {
 		sh.r.Passive(b, health.ShutdownAnnounced)
 	}
 	again, refusal := a.Again(core.RetryBudget(s.credential))
+	if !again && e == balancer.Stalled {
+		return
+	}
+	s.ask.tried, s.ask.refusals = tried, refusals
 	sh.r.Log.Debug("attempt failed", "backend", b.Name, "event", e.String(), "again", again, "method", s.ask.method, "path", balancer.Shorten(s.ask.path), "auditID", balancer.Shorten(s.ask.decision.AuditID), "err", err)
 	if !again && e == balancer.ShuttingDown {
 		s.release() // its own words, with its own Retry-After
@@ -205,7 +213,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 		return
 	}
 	sh.r.Metrics.Retried(b.Name, e)
-	if e == balancer.Lost || e == balancer.Died {
+	if e.Sent() {
 		s.ask.losses++
 	}
 	s.up.buf.rewind()
@@ -338,6 +346,7 @@ func (s *stream) finish() {
 		s.slot.Release()
 		s.slot = nil
 	}
+	s.admission.Release()
 	// What of the body nobody took is credited all the same.
 	s.cc.credit(int(s.up.buf.gone() + int64(s.up.buf.waiting()) - s.credits))
 	s.forgetAsking()

@@ -147,10 +147,16 @@ func (p *process) reconfigure(ctx, apply context.Context, run func(func() error)
 	if len(later) > 0 {
 		p.log.Warn("SIGHUP: changed keys take effect at the next start", "keys", later)
 	}
-	r := revise(p.backends.Set().All(), c.Backends.Servers)
-	if !p.judge(ctx, apply, run, r.added) {
+	now := p.backends.Set().All()
+	r := revise(now, c.Backends.Servers)
+	judged := p.judge(ctx, apply, run, r.added)
+	worse := someReady(now) && !someReady(r.list)
+	if !judged || worse {
 		for _, b := range r.added {
 			p.endWatch(b)
+		}
+		if judged {
+			p.log.Error("SIGHUP: the list of backends stays as it was, since no backend of the new one is ready: mend what the lines above name, and send SIGHUP again", "backends", names(r.list))
 		}
 		return
 	}
@@ -161,6 +167,7 @@ func (p *process) reconfigure(ctx, apply context.Context, run func(func() error)
 	changed.Backends.Servers = c.Backends.Servers
 	p.config = &changed
 	p.backends.Replace(backend.NewSet(changed.Backends.SlowStart, r.list...))
+	p.relay.Resettle()
 	for _, b := range r.removed {
 		run(func() error {
 			p.dismiss(ctx, b, changed.Shutdown.GracePeriod)
@@ -170,6 +177,11 @@ func (p *process) reconfigure(ctx, apply context.Context, run func(func() error)
 	p.tellPanic()
 	p.log.Info("SIGHUP: the list of backends has been read again", "backends", len(r.list),
 		"added", names(r.added), "removed", names(r.removed), "changed", len(r.settings))
+}
+
+// someReady reports whether a backend of the list is ready, so that there is no panic.
+func someReady(list []*backend.Backend) bool {
+	return slices.ContainsFunc(list, func(b *backend.Backend) bool { return b.State() == health.Ready })
 }
 
 // dismissEvery is how often a backend that has been removed is looked after.

@@ -104,6 +104,8 @@ func newCore(c *configs.Config, backends *backend.Backends, store *tlsconf.Store
 		FrontProxy: func(now time.Time) balancer.FrontProxy { return frontProxy(store, now) },
 		Headers:    identityHeaders(c),
 		Trusted:    c.TrustedProxies,
+		Guards:     guards(&c.Guards),
+		Limits:     requestLimits(&c.RequestLimits),
 		Policy:     balancer.Policy(c.Backends.Policy),
 		Bound:      pick.Bound{Factor: c.Backends.Affinity.Bound, Floor: int64(c.Backends.Affinity.Floor)},
 		Budget:     balancer.NewBudget(c.Backends.RetryBudget),
@@ -113,6 +115,23 @@ func newCore(c *configs.Config, backends *backend.Backends, store *tlsconf.Store
 		Answers:    balancer.NewRoom(answersHeld),
 		NewAuditID: newAuditID,
 	}
+}
+
+func guards(c *configs.Guards) *balancer.Guards {
+	var sources []balancer.SourceGuard
+	for _, s := range c.Sources {
+		sources = append(sources, balancer.SourceGuard{Users: s.Users, Groups: s.Groups, From: s.From})
+	}
+	return balancer.NewGuards(sources, c.Anonymous.Refuse, c.Anonymous.Paths)
+}
+
+func requestLimits(c *configs.RequestLimits) *balancer.Limits {
+	var overrides []balancer.LimitOverride
+	for _, o := range c.Overrides {
+		overrides = append(overrides, balancer.LimitOverride{Users: o.Users, Groups: o.Groups, Sources: o.Sources,
+			Limit: balancer.Limit{InFlight: o.InFlight, LongRunning: o.LongRunning, Rate: o.Rate, Burst: o.Burst}})
+	}
+	return balancer.NewLimits(balancer.Limit{InFlight: c.InFlight, LongRunning: c.LongRunning, Rate: c.Rate, Burst: c.Burst}, overrides)
 }
 
 // frontProxyMargin is how long before its certificate expires the front proxy is given

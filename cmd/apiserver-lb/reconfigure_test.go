@@ -87,6 +87,7 @@ func TestRevise(t *testing.T) {
 
 const (
 	listRead   = "SIGHUP: the list of backends has been read again"
+	listStays  = "SIGHUP: the list of backends stays as it was"
 	listBad    = "SIGHUP: the configuration is not usable"
 	notApplied = "SIGHUP: changed keys take effect at the next start"
 )
@@ -441,4 +442,93 @@ func TestReloadDuringFirstRound(t *testing.T) {
 	r.hangUp(listRead)
 	r.log.await(t, said("ready for clients"))
 	r.mustGet(r.client(r.pki.alice), objectPath)
+}
+
+// A backend that speaks HTTP/1.1 only is added while clients connect: each of them comes
+// again, since HTTP/2 cannot be relayed any more, and no request fails.
+func TestReloadAddsHTTP1(t *testing.T) {
+	t.Parallel()
+	r := startProgram(t)
+	old := newAPIServer(t, r.pki, "api-1", false)
+	var stop atomic.Bool
+	var mu sync.Mutex
+	var clients []*http.Client
+	var wg sync.WaitGroup
+	ask := func(c *http.Client) {
+		if a := r.get(c, objectPath); a.err != nil || a.code != http.StatusOK {
+			t.Errorf("a request: %d %s %v", a.code, a.body, a.err)
+		}
+	}
+	for range 4 {
+		wg.Go(func() {
+			for !stop.Load() {
+				c := r.client(r.pki.alice)
+				ask(c)
+				mu.Lock()
+				clients = append(clients, c)
+				mu.Unlock()
+				time.Sleep(5 * time.Millisecond) // 200 in a second, each with a descriptor
+			}
+		})
+	}
+	eventually(t, "some clients are there", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(clients) >= 10
+	})
+	r.set("backends.servers", append(r.serversOf(old), map[string]any{"address": r.backend.address, "name": "api-0", "serverName": "kubernetes"}))
+	r.file()
+	if err := syscall.Kill(r.pid, syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	r.log.await(t, said(listRead))
+	stop.Store(true)
+	wg.Wait()
+	time.Sleep(2 * time.Second) // in which they are told to come again
+	for _, c := range clients {
+		ask(c)
+	}
+	// Relayed requests would all have gone to the other one.
+	if n := len(old.list(to(objectPath))); n == 0 {
+		t.Errorf("the new backend got no request of %d clients", len(clients))
+	}
+	if sum := r.metric(`apiserver_lb_refusals_total`); sum != 0 {
+		t.Errorf("%v requests were refused", sum)
+	}
+}
+
+// A list of which no backend is ready does not take the place of one that serves.
+func TestReloadWithoutAReadyBackend(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 3, 0)
+	a, b, c := s.apis[0], s.apis[1], s.apis[2]
+	s.set("backends.servers", s.serversOf(a))
+	r := s.startReady()
+	client := r.client(r.pki.alice)
+	b.set(http.StatusInternalServerError, http.StatusOK)
+	s.set("backends.servers", s.serversOf(b))
+	if e := r.hangUp(listStays); fmt.Sprint(e["backends"]) != fmt.Sprint([]string{b.name}) {
+		t.Errorf("the log says %v", e)
+	}
+	r.mustGet(client, objectPath)
+	if n := len(a.list(to(objectPath))); n != 1 {
+		t.Errorf("the old backend got %d requests, want 1", n)
+	}
+	if text := r.ask("/readyz?verbose").body; strings.Contains(text, b.name) {
+		t.Errorf("/readyz: %s", text)
+	}
+	asked := b.count()
+	time.Sleep(300 * time.Millisecond)
+	if n := b.count(); n > asked {
+		t.Errorf("a backend that was not taken was asked %d times more", n-asked)
+	}
+	// With one that is ready it is applied, as it is when there is nothing to lose.
+	s.set("backends.servers", s.serversOf(b, c))
+	r.hangUp(listRead)
+	c.set(http.StatusInternalServerError, http.StatusInternalServerError)
+	eventually(t, "no backend is ready", func() bool {
+		return r.ask("/readyz").code != http.StatusOK || len(r.log.list(said("panic mode: no backend is ready, requests go to those that fail their checks"))) > 0
+	})
+	s.set("backends.servers", s.serversOf(b))
+	r.hangUp(listRead)
 }

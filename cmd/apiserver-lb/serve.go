@@ -221,6 +221,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
 		MaxStreams:        c.HTTP2.MaxStreams,
 		MaxConnections:    maxConnections(descriptors()),
+		ProxyProtocol:     c.ProxyProtocol.From,
 	})
 	return p, nil
 }
@@ -304,6 +305,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	g.Go(func() error { return p.watchExpiries(ctx) })
 	g.Go(func() error { return tuneGC(ctx) })
 	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
+	g.Go(func() error { return p.evacuate(ctx) })
 	for _, w := range p.allWatches() {
 		p.startWatch(ctx, g.Go, w)
 	}

@@ -125,6 +125,8 @@ const (
 	WebSocketProtocol
 	FlowSchemaUID
 	PriorityLevelUID
+	ImpersonateUser
+	ImpersonateGroup
 	lastName
 )
 
@@ -142,6 +144,8 @@ var otherNames = [...]string{
 	WebSocketProtocol - lastStatic - 1: "sec-websocket-protocol",
 	FlowSchemaUID - lastStatic - 1:     "x-kubernetes-pf-flowschema-uid",
 	PriorityLevelUID - lastStatic - 1:  "x-kubernetes-pf-prioritylevel-uid",
+	ImpersonateUser - lastStatic - 1:   "impersonate-user",
+	ImpersonateGroup - lastStatic - 1:  "impersonate-group",
 }
 
 // Known returns the ID of a name, Unknown where it has none.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
@@ -179,6 +180,8 @@ func TestUnknown(t *testing.T) {
 		{Failure{Verb: Get, Err: status(502)}, false},
 		{Failure{Verb: Put, Err: errors.New("EOF")}, false},
 		{Failure{Verb: Put, Err: errors.New("stream error when reading response body, may be caused by closed connection")}, true},
+		{Failure{Verb: Apply, Err: apierrors.NewInternalError(errors.New("boom"))}, false},
+		{Failure{Verb: Apply, Err: &apierrors.StatusError{ErrStatus: metav1.Status{Code: 500, Message: "rpc error: code = Unavailable desc = error reading from server: read tcp 127.0.0.1:1->127.0.0.1:2: read: connection timed out"}}}, true},
 		{Failure{Verb: Get, Err: errors.New("stream error when reading response body, may be caused by closed connection")}, false},
 	} {
 		if got := tt.failure.Unknown(); got != tt.want {

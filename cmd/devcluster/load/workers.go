@@ -148,6 +148,10 @@ func (u *updater) update(ctx context.Context) error {
 // (k8s.io/client-go/rest/request.go, transformResponse).
 const brokenAnswer = "stream error when reading response body"
 
+// lostEtcd begins what a kube-apiserver says in a 500 when its connection to etcd broke
+// before etcd had answered; whether etcd took the write it does not know either.
+const lostEtcd = "rpc error: code = Unavailable desc = error reading from server"
+
 // Unknown reports whether a failure is one of a write of which it is not known whether it
 // took effect: the answer says so, or broke off visibly.
 func (f Failure) Unknown() bool {
@@ -159,5 +163,6 @@ func (f Failure) Unknown() bool {
 		return strings.HasPrefix(f.Err.Error(), brokenAnswer)
 	}
 	code := s.Status().Code
-	return code == http.StatusBadGateway || code == http.StatusGatewayTimeout
+	return code == http.StatusBadGateway || code == http.StatusGatewayTimeout ||
+		code == http.StatusInternalServerError && strings.HasPrefix(s.Status().Message, lostEtcd)
 }

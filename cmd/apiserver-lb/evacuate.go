@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"apiserver-lb/balancer"
+)
+
+const (
+	// evacuateEvery is how often backends that fail their checks are looked at.
+	evacuateEvery = 250 * time.Millisecond
+	// evacuateWatches is how long the watches of one take to end, so that their clients
+	// do not all come to the others at once.
+	evacuateWatches = 10 * time.Second
+)
+
+// evacuate moves what waits for a backend that has failed its checks for a while, as long
+// as others are ready: reads go elsewhere, watches end cleanly and resume elsewhere.
+// Writes, logs and tunnels wait on.
+func (p *process) evacuate(ctx context.Context) error {
+	tick := time.NewTicker(evacuateEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			p.evacuateAt(now)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (p *process) evacuateAt(now time.Time) {
+	set := p.backends.Set()
+	if set.Panicking() {
+		return
+	}
+	for _, b := range set.All() {
+		failing := b.Failing(now)
+		if failing < balancer.StalledAfter {
+			continue
+		}
+		by := now.Add(balancer.StalledAfter + evacuateWatches - failing)
+		p.relay.Unstall(b)
+		p.server.Unstall(b)
+		p.relay.EndWatches(b, by)
+		p.server.EndWatches(b, by)
+	}
+}
