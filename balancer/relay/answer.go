@@ -107,9 +107,9 @@ func (s *stream) holdOn(n int) {
 		s.release()
 		return
 	}
-	s.room += n
+	s.room += int32(n)
 	s.cc.held += n
-	s.early += n
+	s.early += int32(n)
 	if !s.down.end {
 		s.creditBackend(n)
 	}
@@ -159,8 +159,8 @@ func (s *stream) beginHeld(end bool) {
 
 // delivered notes that n bytes of the answer have moved on to the client.
 func (s *stream) delivered(n int) {
-	early := min(n, s.early)
-	s.early -= early
+	early := min(n, int(s.early))
+	s.early -= int32(early)
 	if s.down.buf.waiting() == 0 {
 		s.down.buf = nil
 		s.giveRoom()
@@ -182,14 +182,14 @@ func (s *stream) creditBackend(n int) {
 	if bc == nil {
 		return
 	}
-	if s.down.owed += n; s.down.owed < s.target/2 {
+	if s.down.owed += n; s.down.owed < int(s.target)/2 {
 		return
 	}
 	increment := s.down.owed
 	if s.class == balancer.Short && s.hold == holdNot && s.down.buf.waiting() == 0 && s.target < maxStreamWindow {
-		grow := min(3*s.target, maxStreamWindow-s.target, maxExtraWindow-s.cc.extra)
+		grow := min(3*int(s.target), maxStreamWindow-int(s.target), maxExtraWindow-s.cc.extra)
 		if grow > 0 && s.cc.sh.r.windows.Take(int64(grow)) {
-			s.target += grow
+			s.target += int32(grow)
 			s.cc.extra += grow
 			increment += grow
 		}
@@ -201,7 +201,7 @@ func (s *stream) creditBackend(n int) {
 
 // shrink gives back what the stream's window had beyond the usual.
 func (s *stream) shrink() {
-	extra := s.target - backendWindow
+	extra := int(s.target) - backendWindow
 	s.cc.extra -= extra
 	s.cc.sh.r.windows.Give(int64(extra))
 	s.target = backendWindow

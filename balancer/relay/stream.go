@@ -68,7 +68,8 @@ type stream struct {
 
 	length   int64 // of the request body, as declared, less what has come; -1: not declared
 	credits  int64 // offset in the request body up to which the client has its window back
-	bodyRoom int   // bytes taken from Relay.bodies
+	bodyRoom int32 // bytes taken from Relay.bodies
+	room     int32 // bytes taken from Core.Answers
 
 	slot *backend.Slot    // nil: no backend at the moment
 	at   *backend.Backend // of the last attempt; nil: none was made
@@ -79,10 +80,9 @@ type stream struct {
 	answered bool // the answer has begun at the client
 	done     bool
 	code     int           // of the answer; 0: none
-	room     int           // bytes taken from Core.Answers
 	left     int64         // bytes of its body that are still to come; -1: not declared
-	early    int           // bytes in down.buf for which the backend has its window back
-	target   int           // of the window at the backend
+	early    int32         // bytes in down.buf for which the backend has its window back
+	target   int32         // of the window at the backend
 	endAt    time.Duration // of a watch while the balancer drains, since Relay.epoch; 0: not chosen yet
 
 	up, down lane
@@ -240,7 +240,7 @@ const maxHeldAnswers = 512 << 10
 func (s *stream) giveRoom() {
 	if s.room > 0 {
 		s.cc.sh.r.Core.Answers.Give(int64(s.room))
-		s.cc.held -= s.room
+		s.cc.held -= int(s.room)
 		s.room = 0
 	}
 }
@@ -254,7 +254,7 @@ func (s *stream) bodyCame(p []byte) {
 	if s.up.keep && (s.up.buf.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.bodies.Take(int64(len(p)))) {
 		s.dropBody()
 	} else if s.up.keep {
-		s.bodyRoom += len(p)
+		s.bodyRoom += int32(len(p))
 	}
 	s.up.add(p)
 	if s.bc != nil {
@@ -455,7 +455,7 @@ func (s *stream) refuse(r *balancer.Refusal) {
 		return
 	}
 	s.down.add(body)
-	s.early = len(body)
+	s.early = int32(len(body))
 	s.sendHead(fields, false)
 	s.cc.enqueue(s, &s.down)
 }

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"testing"
+	"unsafe"
 
 	"pgregory.net/rapid"
 )
@@ -55,4 +56,12 @@ func TestStreamTable(t *testing.T) {
 			t.Fatalf("%d streams and %d slots are left", table.n, len(table.slots))
 		}
 	})
+}
+
+// A stream of a watch lives for hours, and there are many: one more field would cost the
+// next size class of the allocator, 32 bytes more.
+func TestStreamSize(t *testing.T) {
+	if n := unsafe.Sizeof(stream{}); n > 256 {
+		t.Errorf("a stream takes %d bytes, want at most 256", n)
+	}
 }
