@@ -22,7 +22,9 @@ type Client struct {
 	// Peer is where the connection comes from: its other end, or what a proxy in front
 	// says of that by the PROXY protocol.
 	Peer netip.AddrPort
-	Home backend.Home // the backend that its requests go to while they may
+	// Source is what the connection counts at; nil: at none. It is closed with it.
+	Source *SourceConn
+	Home   backend.Home // the backend that its requests go to while they may
 
 	verdict atomic.Pointer[tlsconf.Verdict]
 	address atomic.Pointer[string]

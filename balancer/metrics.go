@@ -66,7 +66,7 @@ func NewMetrics(m metric.Meter) (*Metrics, error) {
 	x.retries, errs[3] = m.Int64Counter("apiserver_lb.retries",
 		metric.WithDescription("Requests sent to another backend, by the backend that failed and how it failed."))
 	x.refusals, errs[4] = m.Int64Counter("apiserver_lb.refusals",
-		metric.WithDescription("Requests that the balancer answered itself, by reason."))
+		metric.WithDescription("Requests that the balancer answered or ended itself, and client connections that it closed, by reason."))
 	x.clients, errs[5] = m.Int64UpDownCounter("apiserver_lb.client.connections",
 		metric.WithDescription("Open client connections."))
 	x.backends, errs[6] = m.Int64UpDownCounter("apiserver_lb.backend.connections",
@@ -169,7 +169,8 @@ func (m *Metrics) Retried(backend string, e Event) {
 	m.retries.Add(context.Background(), 1, metric.WithAttributeSet(attribute.NewSet(attribute.String("backend", backend), attribute.String("reason", e.String()))))
 }
 
-// Refused counts a request that the balancer answered itself.
+// Refused counts a request that the balancer answered or ended itself, or a connection
+// that it closed.
 func (m *Metrics) Refused(reason string) {
 	m.refusals.Add(context.Background(), 1, metric.WithAttributeSet(attribute.NewSet(attribute.String("reason", reason))))
 }

@@ -26,6 +26,15 @@ const (
 	ReasonClientGone      = "client_gone"
 	ReasonBodyRead        = "request_body"
 	ReasonInternal        = "internal"
+	ReasonBodyTimeout     = "body_timeout" // a request body that stalls
+	ReasonSendTimeout     = "send_timeout" // an answer that is not taken
+
+	// Of connections.
+	ReasonConnections       = "connections"        // as many as there may be of all sources
+	ReasonSourceConnections = "source_connections" // as many as one source may have
+	ReasonSourceUnfinished  = "source_unfinished"  // likewise, without a request
+	ReasonSourceShare       = "source_share"       // few are left, and this source has many
+	ReasonAbuse             = "abuse"              // a budget of what brings nothing is spent
 )
 
 // Refusal is an error of the balancer's own as the client sees it: a Status.
@@ -56,6 +65,7 @@ var statusReasons = map[int]string{
 	401: "Unauthorized",
 	403: "Forbidden",
 	405: "MethodNotAllowed",
+	408: "Timeout",
 	413: "RequestEntityTooLarge",
 	429: "TooManyRequests",
 	500: "InternalError",

@@ -38,6 +38,9 @@ type Config struct {
 	Health   Health   `mapstructure:"health"`
 	HTTP     HTTP     `mapstructure:"http"`
 	HTTP2    HTTP2    `mapstructure:"http2"`
+
+	SourceLimits SourceLimits `mapstructure:"sourceLimits"`
+
 	Shutdown Shutdown `mapstructure:"shutdown"`
 	Log      Log      `mapstructure:"log"`
 }
@@ -323,6 +326,27 @@ type HTTP2 struct {
 	// DATA, WINDOW_UPDATE beyond what DATA draws. Both at least 1.
 	ControlBurst int `mapstructure:"controlBurst"`
 	ControlRate  int `mapstructure:"controlRate"`
+}
+
+// SourceLimits are what all connections of one source may do together: those of an
+// IPv4 address, or of a /64 of IPv6.
+type SourceLimits struct {
+	// Connections is how many may be open. 0: any number. At most 10000000.
+	Connections int `mapstructure:"connections"`
+
+	// Unfinished is how many of them may have brought no whole request head yet. 0:
+	// any number. At most 10000000.
+	Unfinished int `mapstructure:"unfinished"`
+
+	// The budgets of HTTP2, of all connections of a source: they do not fill again
+	// with a new connection. A burst of 0: no limit. Rates are at least 1.
+	ResetBurst   int `mapstructure:"resetBurst"`
+	ResetRate    int `mapstructure:"resetRate"`
+	ControlBurst int `mapstructure:"controlBurst"`
+	ControlRate  int `mapstructure:"controlRate"`
+
+	// Exempt are networks whose addresses are not limited so.
+	Exempt []netip.Prefix `mapstructure:"exempt"`
 }
 
 // Shutdown is what happens on SIGTERM.

@@ -66,6 +66,18 @@ func Default() Config {
 			ControlBurst: 2000,
 			ControlRate:  500,
 		},
+		// A node has up to a few hundred pods, and each of them a connection or two, or a
+		// NAT stands before some nodes: thousands are plausible, and cost 100 MB. When a
+		// balancer starts anew, hundreds of a source shake hands at once.
+		SourceLimits: SourceLimits{
+			Connections: 5000,
+			Unfinished:  500,
+			// Ten connections that use all of theirs.
+			ResetBurst:   5000,
+			ResetRate:    500,
+			ControlBurst: 20_000,
+			ControlRate:  5000,
+		},
 		Shutdown: Shutdown{GracePeriod: 30 * time.Second},
 		Log:      Log{Level: "info", Format: LogAuto},
 	}

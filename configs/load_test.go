@@ -83,6 +83,7 @@ health:
   user: prober
 http: {readHeaderTimeout: 5s, idleTimeout: 1h, maxHeaderBytes: 65536}
 http2: {maxStreams: 1, resetBurst: 2, resetRate: 3, controlBurst: 4, controlRate: 5}
+sourceLimits: {connections: 1, unfinished: 2, resetBurst: 3, resetRate: 4, controlBurst: 5, controlRate: 6, exempt: [10.1.0.0/24]}
 shutdown: {delay: 5s, gracePeriod: 0s}
 log: {level: debug, format: json}
 `
@@ -130,8 +131,10 @@ func TestLoadEverything(t *testing.T) {
 			Interval: 2 * time.Second, SuspiciousInterval: 100 * time.Millisecond, Timeout: 3 * time.Second,
 			Rise: 3, Fall: 4, TokenFile: "token", User: "prober",
 		},
-		HTTP:     HTTP{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 65536},
-		HTTP2:    HTTP2{MaxStreams: 1, ResetBurst: 2, ResetRate: 3, ControlBurst: 4, ControlRate: 5},
+		HTTP:  HTTP{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 65536},
+		HTTP2: HTTP2{MaxStreams: 1, ResetBurst: 2, ResetRate: 3, ControlBurst: 4, ControlRate: 5},
+		SourceLimits: SourceLimits{Connections: 1, Unfinished: 2, ResetBurst: 3, ResetRate: 4, ControlBurst: 5, ControlRate: 6,
+			Exempt: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}},
 		Shutdown: Shutdown{Delay: 5 * time.Second},
 		Log:      Log{Level: "debug", Format: LogJSON},
 	}
@@ -242,6 +245,14 @@ http2:
   resetRate: 50
   controlBurst: 2000
   controlRate: 500
+sourceLimits:
+  connections: 5000
+  unfinished: 500
+  resetBurst: 5000
+  resetRate: 500
+  controlBurst: 20000
+  controlRate: 5000
+  exempt: []
 shutdown:
   delay: 0s
   gracePeriod: 30s

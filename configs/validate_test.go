@@ -205,6 +205,16 @@ lb.yaml:1: http2.maxStreams: "0": the number is out of range; write one from 1 t
 lb.yaml:1: http2.resetBurst: "0": the number is out of range; write one from 1 to 1000000
 lb.yaml:1: http2.resetRate: "1000001": the number is out of range; write one from 1 to 1000000
 `},
+		{"limits of a source", "tls:\n", "sourceLimits: {connections: -1, unfinished: 10000001, resetBurst: -1, resetRate: 0, controlBurst: -1, controlRate: 0, exempt: [10.0.0.1/8]}\ntls:\n", `
+lb.yaml:1: sourceLimits.connections: "-1": the number is out of range; write one from 0 to 10000000
+lb.yaml:1: sourceLimits.controlBurst: "-1": the number is out of range; write one from 0 to 10000000
+lb.yaml:1: sourceLimits.controlRate: "0": the number is out of range; write one from 1 to 10000000
+lb.yaml:1: sourceLimits.exempt[0]: "10.0.0.1/8": the address has bits beyond the length of the network; write 10.0.0.0/8
+lb.yaml:1: sourceLimits.resetBurst: "-1": the number is out of range; write one from 0 to 10000000
+lb.yaml:1: sourceLimits.resetRate: "0": the number is out of range; write one from 1 to 10000000
+lb.yaml:1: sourceLimits.unfinished: "10000001": the number is out of range; write one from 0 to 10000000
+`},
+		{"limits of a source, none", "tls:\n", "sourceLimits: {connections: 0, unfinished: 0, resetBurst: 0, controlBurst: 0}\ntls:\n", ""},
 		{"durations", backends, backends + "  slowStart: -1ns\n  dialTimeout: 0s\n", `
 lb.yaml:6: backends.dialTimeout: "0s": the duration must be positive; write one such as 10s, or remove the key for the default
 lb.yaml:5: backends.slowStart: "-1ns": the duration must not be negative; write 0s or a positive one

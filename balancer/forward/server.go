@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
 )
@@ -42,6 +44,8 @@ type ServerOptions struct {
 	// ProxyProtocol are the networks from which connections begin with a header of the
 	// PROXY protocol, which says where they come from. One without it is closed.
 	ProxyProtocol balancer.Networks
+	// Sources limits what comes from one address; nil: nothing does.
+	Sources *balancer.Sources
 }
 
 // Server serves clients on one listener: it accepts connections, sees to their TLS
@@ -52,6 +56,7 @@ type Server struct {
 	f        *Forwarder
 	http     *http.Server
 	accepted *handover // what net/http gets
+	told     *rate.Limiter
 
 	mu        sync.Mutex
 	listener  net.Listener
@@ -66,7 +71,7 @@ type Server struct {
 
 // NewServer returns a server of the forwarder; it starts nothing.
 func NewServer(f *Forwarder, o ServerOptions) *Server {
-	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), clients: map[net.Conn]*balancer.Client{}, young: map[net.Conn]struct{}{}}
+	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), told: rate.NewLimiter(toldRate, toldBurst), clients: map[net.Conn]*balancer.Client{}, young: map[net.Conn]struct{}{}}
 	s.idle = sync.NewCond(&s.mu)
 	s.http = &http.Server{
 		Handler:                      http.HandlerFunc(s.serveHTTP),
@@ -122,8 +127,9 @@ func (s *Server) accept(l net.Listener) error {
 		c, err := l.Accept()
 		if err == nil {
 			delay = 0
-			if t := tls.Server(s.HTTP2.Wrap(c), s.TLS); s.note(t) {
-				go s.shakeHands(t)
+			t := tls.Server(s.HTTP2.Wrap(c), s.TLS)
+			if client := s.admit(t); client != nil {
+				go s.shakeHands(t, client)
 			} else {
 				c.Close()
 			}
@@ -145,28 +151,33 @@ const (
 	maxAcceptDelay = time.Second
 )
 
-// shakeHands finds out where a connection comes from, sees to its TLS handshake, and starts what the protocol asks for in a
-// goroutine of its own: the stack that a handshake needs is large, and would stay
-// with a connection for its whole life.
-func (s *Server) shakeHands(t *tls.Conn) {
+// shakeHands finds out where a connection comes from, sees to its TLS handshake, and
+// starts what the protocol asks for in a goroutine of its own: the stack that a
+// handshake needs is large, and would stay with a connection for its whole life.
+func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 	c := t.NetConn()
 	deadline := time.Now().Add(s.ReadHeaderTimeout)
-	peer, err := s.peerOf(c, deadline)
-	if err != nil {
-		s.forget(t)
-		c.Close()
-		s.f.Log.Debug("no header of the PROXY protocol that can be used", "peer", c.RemoteAddr().String(), "err", err)
-		return
+	if s.ProxyProtocol.Contains(client.Peer.Addr()) {
+		peer, err := s.peerOf(c, deadline)
+		if err != nil {
+			s.f.Log.Debug("no header of the PROXY protocol that can be used", "peer", c.RemoteAddr().String(), "err", err)
+		}
+		client.Peer = peer
+		if err != nil || !s.count(client) {
+			s.forget(t)
+			c.Close()
+			return
+		}
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	if err := t.HandshakeContext(ctx); err != nil {
 		s.forget(t)
+		client.Source.Close(time.Now())
 		c.Close()
-		s.f.Log.Debug("TLS handshake failed", "peer", peer.String(), "err", err)
+		s.f.Log.Debug("TLS handshake failed", "peer", client.Peer.String(), "err", err)
 		return
 	}
-	client := &balancer.Client{Peer: peer}
 	h2 := t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits()
 	s.mu.Lock()
 	s.clients[t] = client
@@ -179,15 +190,53 @@ func (s *Server) shakeHands(t *tls.Conn) {
 	}
 	if !s.accepted.give(t) {
 		t.Close()
-		s.left(t)
+		s.ended(t)
 	}
 }
 
 func (s *Server) serveHTTP2(t *tls.Conn, client *balancer.Client) {
 	s.HTTP2.Serve(t, client)
 	t.Close()
-	s.left(t)
+	s.ended(t)
 }
+
+// admit adds a connection and returns its client; nil: it is to be closed. What comes
+// through a proxy is counted when that has said where it comes from.
+func (s *Server) admit(t *tls.Conn) *balancer.Client {
+	if !s.note(t) {
+		return nil
+	}
+	client := &balancer.Client{Peer: addrPortOf(t.NetConn().RemoteAddr().String())}
+	if !s.ProxyProtocol.Contains(client.Peer.Addr()) && !s.count(client) {
+		s.forget(t)
+		return nil
+	}
+	return client
+}
+
+// count counts a connection that has been noted at its source; false: the source has
+// enough of them.
+func (s *Server) count(client *balancer.Client) bool {
+	s.mu.Lock()
+	total := len(s.clients)
+	s.mu.Unlock()
+	var away *balancer.TurnedAway
+	client.Source, away = s.Sources.Open(client.Peer.Addr(), total, time.Now())
+	if away == nil {
+		return true
+	}
+	s.f.Metrics.Refused(away.Reason)
+	if away.Tell && s.told.Allow() {
+		s.f.Log.Warn("a client is turned away (sourceLimits in the configuration)", "reason", away.Reason, "source", away.Source.String(), "connections", away.Open)
+	}
+	return false
+}
+
+// Who is turned away is logged at this rate and no faster, however many they are.
+const (
+	toldRate  = rate.Limit(1) // per second
+	toldBurst = 20
+)
 
 // note adds a connection that begins; false: the server has drained, or is full. One
 // that was accepted just before the listener closed is served: where the listener is
@@ -203,6 +252,7 @@ func (s *Server) note(c net.Conn) bool {
 			s.turned = now
 			s.f.Log.Warn("clients are turned away: there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)", "connections", len(s.clients))
 		}
+		s.f.Metrics.Refused(balancer.ReasonConnections)
 		return false
 	}
 	s.clients[c], s.young[c] = nil, struct{}{}
@@ -231,11 +281,21 @@ func (s *Server) forget(c net.Conn) *balancer.Client {
 	return client
 }
 
-// left is the end of a connection whose handshake has succeeded.
-func (s *Server) left(c net.Conn) {
-	if client := s.forget(c); client != nil {
+// left takes leave of a connection whose handshake has succeeded, and returns its
+// client, nil where that was done before.
+func (s *Server) left(c net.Conn) *balancer.Client {
+	client := s.forget(c)
+	if client != nil {
 		client.Home.Leave()
 		s.f.Metrics.ClientConnections(-1)
+	}
+	return client
+}
+
+// ended is the end of such a connection.
+func (s *Server) ended(c net.Conn) {
+	if client := s.left(c); client != nil {
+		client.Source.Close(time.Now())
 	}
 }
 
@@ -259,15 +319,20 @@ type servedKey struct{}
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if c := r.Context().Value(servedKey{}).(*served); !c.begun.Load() && !c.begun.Swap(true) {
 		s.begun(c.conn)
+		clientOf(r).Source.Begun()
 	}
 	s.f.ServeHTTP(w, r)
 }
 
 // connState follows connections of net/http to their end. One that is hijacked for
-// an upgrade is a client's no more; the slot of the upgrade counts it.
+// an upgrade is a client's no more; the slot of the upgrade counts it, and its source
+// until the tunnel ends.
 func (s *Server) connState(c net.Conn, state http.ConnState) {
-	if state == http.StateHijacked || state == http.StateClosed {
+	switch state {
+	case http.StateHijacked:
 		s.left(c)
+	case http.StateClosed:
+		s.ended(c)
 	}
 }
 

@@ -33,6 +33,7 @@ func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.C
 		panic(http.ErrAbortHandler)
 	}
 	defer client.Close()
+	defer func() { x.client.Source.Close(time.Now()) }()
 	// The server may have set deadlines for the request head.
 	if client.SetDeadline(time.Time{}) != nil || writeSwitching(buffered.Writer, res.Header) != nil {
 		return

@@ -53,6 +53,8 @@ type setup struct {
 	limits     *balancer.Limits
 	raw        func(*world, *tls.Conn) // serves connections of the first backend instead of net/http, a goroutine for each
 	rawALPN    []string                // of raw; none: h2
+	sources    balancer.SourceLimits
+	most       int // connections; 0: any number
 }
 
 // world is a balancer between clients and fake kube-apiservers, in memory.
@@ -169,7 +171,7 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 		Core: w.core, Pools: w.pools, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
 	})
 	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20, MaxStreams: 1000,
-		ProxyProtocol: s.proxies})
+		MaxConnections: s.most, Sources: balancer.NewSources(s.sources), ProxyProtocol: s.proxies})
 	w.front = w.net.Listen(frontAddress)
 	go func() { w.served <- w.srv.Serve(w.front) }()
 	return w

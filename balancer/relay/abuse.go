@@ -1,29 +1,6 @@
 package relay
 
-import "time"
-
-// budget is a token bucket: what it holds may be spent at once, and it fills again
-// over time.
-type budget struct {
-	left float64
-	at   time.Time
-}
-
-// spend takes cost out of a bucket that holds at most burst and gets rate each
-// second, and reports whether there was as much.
-func (b *budget) spend(cost, burst, rate float64, now time.Time) bool {
-	if b.at.IsZero() {
-		b.left = burst
-	} else {
-		b.left = min(burst, b.left+rate*now.Sub(b.at).Seconds())
-	}
-	b.at = now
-	if b.left < cost {
-		return false
-	}
-	b.left -= cost
-	return true
-}
+import "apiserver-lb/balancer"
 
 // Limits are what one client connection may do. The defaults of the configuration
 // let a controller cancel a thousand watches at once and a kubelet send hundreds of
@@ -85,16 +62,34 @@ func (cc *clientConn) spend(f frame) error {
 	default:
 		cost = 1
 	}
-	if !cc.control.spend(cost, float64(cc.sh.r.Limits.ControlBurst), float64(cc.sh.r.Limits.ControlRate), cc.sh.now) {
-		return errCalm("control frames")
+	if cost == 0 {
+		return nil
 	}
-	return nil
+	l := &cc.sh.r.Limits
+	return cc.pay(&cc.control, balancer.AbuseControl, cost, balancer.Refill{Burst: float64(l.ControlBurst), Rate: float64(l.ControlRate)}, "control frames")
 }
 
 // charge accounts for a stream that the client took back, or made us reset.
 func (cc *clientConn) charge(cost float64) error {
-	if !cc.resets.spend(cost, float64(cc.sh.r.Limits.ResetBurst), float64(cc.sh.r.Limits.ResetRate), cc.sh.now) {
-		return errCalm("streams reset")
+	l := &cc.sh.r.Limits
+	return cc.pay(&cc.resets, balancer.AbuseResets, cost, balancer.Refill{Burst: float64(l.ResetBurst), Rate: float64(l.ResetRate)}, "streams reset")
+}
+
+// sparing is the share of its budget that a connection may have spent and still go on
+// when its source has nothing left: others of the source have spent that.
+const sparing = 0.1
+
+// pay takes cost from the budget of the connection, and from that of its source, which
+// a new connection does not fill again.
+func (cc *clientConn) pay(own *balancer.Bucket, a balancer.Abuse, cost float64, r balancer.Refill, what string) error {
+	now := cc.sh.now
+	if !own.Spend(cost, r, now) {
+		cc.sh.r.Metrics.Refused(balancer.ReasonAbuse)
+		return errCalm(what)
+	}
+	if !cc.client.Source.Spend(a, cost, now) && own.Left(r, now) < (1-sparing)*r.Burst {
+		cc.sh.r.Metrics.Refused(balancer.ReasonAbuse)
+		return errCalm(what + " of one source")
 	}
 	return nil
 }

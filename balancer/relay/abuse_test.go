@@ -7,32 +7,9 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-)
 
-func TestBudget(t *testing.T) {
-	t0 := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
-	var b budget
-	for i, s := range []struct {
-		cost  float64
-		after time.Duration // since t0
-		want  bool
-	}{
-		{6, 0, true}, // of 10, it begins full
-		{4, 0, true},
-		{0.1, 0, false},
-		{0, 0, true},
-		{1, 400 * time.Millisecond, false}, // 2 a second
-		{1, 500 * time.Millisecond, true},
-		{10, time.Hour, true}, // never more than 10
-		{0.1, time.Hour, false},
-		{11, 2 * time.Hour, false},
-		{10, 2 * time.Hour, true}, // what was refused cost nothing
-	} {
-		if got := b.spend(s.cost, 10, 2, t0.Add(s.after)); got != s.want {
-			t.Errorf("step %d: spend(%v) = %v", i, s.cost, got)
-		}
-	}
-}
+	"apiserver-lb/balancer"
+)
 
 // TestFloods: what brings nothing and costs something ends the connection when its
 // budget is spent, and not before; a slower pace is no flood.
@@ -190,5 +167,58 @@ func (p *peer) maybe(typ http2.FrameType) {
 	defer p.mu.Unlock()
 	if len(p.heard) > 0 && p.heard[0].typ == typ {
 		p.heard = p.heard[1:]
+	}
+}
+
+// TestSourceBudget: what a source has spent is not to be had again by connecting anew,
+// nor by many connections at once; a connection that has no part in it goes on.
+func TestSourceBudget(t *testing.T) {
+	var s balancer.SourceLimits
+	s.Abuse[balancer.AbuseResets] = balancer.Refill{Burst: 1000, Rate: 10}
+	s.Abuse[balancer.AbuseControl] = balancer.Refill{Burst: 5000, Rate: 10}
+	for _, tt := range []struct {
+		name  string
+		once  func(c *peer)
+		burst int // of a connection
+		all   int // of its source
+	}{
+		{"rapid reset", func(c *peer) { c.reset(c.ask(true, "GET", "/"), http2.ErrCodeCancel) }, 500, 1000},
+		{"PING", func(c *peer) { c.ping("12345678") }, 2000, 5000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run(t, setup{still: true, sources: s}, func(w *world) {
+				innocent := w.client(nil)
+				innocent.hello()
+				innocent.drain()
+				spent, last := 0, 0
+				for range 6 {
+					c := w.client(nil)
+					c.hello()
+					c.drain()
+					for last = 0; last < tt.burst-50 && !c.ended(); last++ {
+						tt.once(c)
+						if last%10 == 0 {
+							c.drain()
+						}
+					}
+					spent += last
+					c.conn.NetConn().Close()
+				}
+				if most := tt.all + 4*tt.burst/10 + 100; spent > most {
+					w.Errorf("%d went well, want no more than about %d", spent, most)
+				}
+				if most := tt.burst/10 + 20; last > most {
+					w.Errorf("the last connection was ended after %d, want about %d", last, most)
+				}
+				if n := w.metric("apiserver_lb.refusals")["reason="+balancer.ReasonAbuse]; n == 0 {
+					w.Error("the metrics know of nothing")
+				}
+				tt.once(innocent)
+				innocent.drain()
+				if innocent.ended() {
+					w.Error("a connection that did next to nothing is ended with the others")
+				}
+			})
+		})
 	}
 }

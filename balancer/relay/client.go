@@ -32,8 +32,8 @@ type clientConn struct {
 
 	undone  []uint32 // ids of streams that we reset of late, in a ring once it is full
 	undoneN int      // how many there were
-	resets  budget
-	control budget
+	resets  balancer.Bucket
+	control balancer.Bucket
 	updates int // WINDOW_UPDATEs that DATA has drawn
 }
 
@@ -184,6 +184,9 @@ func (cc *clientConn) headers(id uint32, end bool) error {
 	case cc.leaving == finished:
 		cc.late = max(cc.late, id)
 		return cc.charge(costAnswered) // after the last GOAWAY; the client sends it elsewhere
+	}
+	if cc.last == 0 {
+		cc.client.Source.Begun()
 	}
 	cc.last = id
 	if cc.streams.n >= cc.sh.r.Limits.Streams {

@@ -45,6 +45,7 @@ type setup struct {
 	still    bool                                      // no Relay.Run: nothing is done about time
 	store    *tlsconf.Store                            // nil: one is opened
 	options  func(*Options)
+	sources  balancer.SourceLimits
 	shards   int // 0: one
 }
 
@@ -166,6 +167,7 @@ func (w *world) listen(address string) net.Listener {
 // serve accepts clients as package forward does.
 func (w *world) serve() {
 	config := w.store.ListenerConfig()
+	sources := balancer.NewSources(w.sources)
 	for {
 		c, err := w.front.Accept()
 		if err != nil {
@@ -179,6 +181,8 @@ func (w *world) serve() {
 			}
 			peer, _ := netip.ParseAddrPort(c.RemoteAddr().String())
 			client := &balancer.Client{Peer: peer}
+			client.Source, _ = sources.Open(peer.Addr(), 1, time.Now())
+			defer func() { client.Source.Close(time.Now()) }()
 			defer client.Home.Leave()
 			w.relay.Serve(t, client)
 		})

@@ -134,6 +134,15 @@ func requestLimits(c *configs.RequestLimits) *balancer.Limits {
 	return balancer.NewLimits(balancer.Limit{InFlight: c.InFlight, LongRunning: c.LongRunning, Rate: c.Rate, Burst: c.Burst}, overrides)
 }
 
+// newSources makes the table of sources, where there may be at most so many connections.
+func newSources(c *configs.Config, most int) *balancer.Sources {
+	l := c.SourceLimits
+	limits := balancer.SourceLimits{Connections: l.Connections, Unfinished: l.Unfinished, Most: most, Exempt: l.Exempt}
+	limits.Abuse[balancer.AbuseResets] = balancer.Refill{Burst: float64(l.ResetBurst), Rate: float64(l.ResetRate)}
+	limits.Abuse[balancer.AbuseControl] = balancer.Refill{Burst: float64(l.ControlBurst), Rate: float64(l.ControlRate)}
+	return balancer.NewSources(limits)
+}
+
 // frontProxyMargin is how long before its certificate expires the front proxy is given
 // up, so that no request is still on its way to a backend that would not accept it.
 const frontProxyMargin = 100 * time.Millisecond

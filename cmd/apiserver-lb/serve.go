@@ -213,6 +213,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		Passive:     p.passive,
 		Log:         log,
 	})
+	most := maxConnections(descriptors())
 	p.server = forward.NewServer(f, forward.ServerOptions{
 		TLS:               p.store.ListenerConfig(),
 		HTTP2:             p.relay,
@@ -220,7 +221,8 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		IdleTimeout:       c.HTTP.IdleTimeout,
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
 		MaxStreams:        c.HTTP2.MaxStreams,
-		MaxConnections:    maxConnections(descriptors()),
+		MaxConnections:    most,
+		Sources:           newSources(c, most),
 		ProxyProtocol:     c.ProxyProtocol.From,
 	})
 	return p, nil

@@ -1,0 +1,228 @@
+package balancer
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// SourceLimits are what the connections of one source may do together. A source is an
+// IPv4 address, or a /64 of IPv6: that is what one host is given, and what it can
+// choose its addresses from (RFC 4291, section 2.5.4).
+type SourceLimits struct {
+	Connections int // open at once; 0: any number
+	// Unfinished is how many of them may have brought no whole request head yet. 0: any
+	// number.
+	Unfinished int
+	// Most is how many connections there may be of all sources: see fairShare. 0: any
+	// number.
+	Most int
+	// Abuse are the budgets, by their kind, which all connections of a source spend
+	// from. A burst of 0: no limit.
+	Abuse [AbuseKinds]Refill
+	// Exempt are networks whose addresses are no source: of a proxy in front, behind
+	// which all clients have one address.
+	Exempt Networks
+}
+
+// Abuse is what a client can do too much of.
+type Abuse int
+
+// The kinds of Abuse.
+const (
+	AbuseResets  Abuse = iota // requests taken back
+	AbuseControl              // frames that bring nothing
+	AbuseKinds
+)
+
+// fairShare is how many times the free connections a source may have. So a source alone
+// gets 8 of 9 connections that there are, n of them share what a newcomer does not
+// need, and whoever has most is turned away first: dynamic thresholds, as switches
+// share their memory (Choudhury and Hahne, 1998). No source has to be counted for it.
+const fairShare = 8
+
+// turnAway returns the reason why a source that has open connections, of them
+// unfinished, gets no further one, empty where it does. total is how many there are of
+// all sources, the one that has come included.
+func (l *SourceLimits) turnAway(open, unfinished, total int) (reason string) {
+	switch {
+	case l.Connections > 0 && open >= l.Connections:
+		return ReasonSourceConnections
+	case l.Unfinished > 0 && unfinished >= l.Unfinished:
+		return ReasonSourceUnfinished
+	case l.Most > 0 && open > fairShare*max(0, l.Most-total):
+		return ReasonSourceShare
+	}
+	return ""
+}
+
+// Sources counts what each source has and does. It may be used by several goroutines
+// at once.
+type Sources struct {
+	limits SourceLimits // static
+
+	mu    sync.Mutex
+	table map[netip.Prefix]*source // those with connections: no more than there are of these
+	rest  map[netip.Prefix]*source // those without, which have spent of their budgets; at most maxResting
+	swept time.Time                // when rest was gone through
+}
+
+// maxResting bounds the sources that are remembered without a connection: some 10 MB.
+// One that is forgotten early begins anew with all it may spend.
+const maxResting = 1 << 16
+
+// sweepEvery is how often sources are looked for that may be forgotten.
+const sweepEvery = 10 * time.Second
+
+// tellEvery is how often it may be logged that a source is turned away.
+const tellEvery = time.Minute
+
+type source struct {
+	// Guarded by Sources.mu.
+	open, unfinished int
+	told             time.Time
+
+	mu    sync.Mutex
+	spent [AbuseKinds]Bucket // guarded by mu
+}
+
+// NewSources returns a table of sources that has seen nobody yet.
+func NewSources(l SourceLimits) *Sources {
+	return &Sources{limits: l, table: map[netip.Prefix]*source{}, rest: map[netip.Prefix]*source{}}
+}
+
+// TurnedAway says why a source got no further connection.
+type TurnedAway struct {
+	Reason string // one of the Reason constants
+	Source netip.Prefix
+	Open   int  // connections that the source has
+	Tell   bool // it is worth a line in the log: no other has told of this source for a minute
+}
+
+// SourceConn is one connection of a source. A nil one is of no source, and unlimited.
+type SourceConn struct {
+	// Static after construction.
+	all    *Sources
+	addr   netip.Prefix
+	source *source
+
+	// Guarded by all.mu.
+	begun, closed bool
+}
+
+// Open counts a connection that has come from the address, where there are total
+// connections with it, or returns why it is to be closed at once. What it returns is to
+// be closed with the connection.
+func (s *Sources) Open(from netip.Addr, total int, now time.Time) (*SourceConn, *TurnedAway) {
+	if s == nil || !from.IsValid() || s.limits.Exempt.Contains(from) {
+		return nil, nil
+	}
+	addr := sourceOf(bareAddr(from))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sweep(now)
+	src := s.table[addr]
+	if src == nil {
+		if src = s.rest[addr]; src == nil {
+			src = new(source)
+		}
+	}
+	if reason := s.limits.turnAway(src.open, src.unfinished, total); reason != "" {
+		t := &TurnedAway{Reason: reason, Source: addr, Open: src.open, Tell: now.Sub(src.told) >= tellEvery}
+		if t.Tell {
+			src.told = now
+		}
+		return nil, t
+	}
+	delete(s.rest, addr)
+	s.table[addr] = src
+	src.open++
+	src.unfinished++
+	return &SourceConn{all: s, addr: addr, source: src}, nil
+}
+
+// Begun notes that the first request head has come.
+func (c *SourceConn) Begun() {
+	if c == nil {
+		return
+	}
+	c.all.mu.Lock()
+	defer c.all.mu.Unlock()
+	c.begin()
+}
+
+// begin is Begun. all.mu is held.
+func (c *SourceConn) begin() {
+	if !c.begun {
+		c.begun = true
+		c.source.unfinished--
+	}
+}
+
+// Close is the end of the connection. It may be called again.
+func (c *SourceConn) Close(now time.Time) {
+	if c == nil {
+		return
+	}
+	s := c.all
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.closed {
+		return
+	}
+	c.begin()
+	c.closed = true
+	if c.source.open--; c.source.open > 0 {
+		return
+	}
+	delete(s.table, c.addr)
+	if s.done(c.source, now) {
+		return
+	}
+	if len(s.rest) >= maxResting {
+		for a := range s.rest { // any
+			delete(s.rest, a)
+			break
+		}
+	}
+	s.rest[c.addr] = c.source
+}
+
+// Spend takes cost from the budget of the source and reports whether there was as much.
+func (c *SourceConn) Spend(a Abuse, cost float64, now time.Time) bool {
+	if c == nil {
+		return true
+	}
+	r := c.all.limits.Abuse[a]
+	if r.Burst == 0 {
+		return true
+	}
+	c.source.mu.Lock()
+	defer c.source.mu.Unlock()
+	return c.source.spent[a].Spend(cost, r, now)
+}
+
+// done reports whether a source without connections may be forgotten. s.mu is held.
+func (s *Sources) done(src *source, now time.Time) bool {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	for a, r := range s.limits.Abuse {
+		if src.spent[a].Left(r, now) < r.Burst {
+			return false
+		}
+	}
+	return now.Sub(src.told) >= tellEvery
+}
+
+// sweep forgets sources, from time to time. s.mu is held.
+func (s *Sources) sweep(now time.Time) {
+	if len(s.rest) == 0 || now.Sub(s.swept) < sweepEvery {
+		return
+	}
+	s.swept = now
+	for addr, src := range s.rest {
+		if s.done(src, now) {
+			delete(s.rest, addr)
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package balancer
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestTurnAway(t *testing.T) {
+	for _, tt := range []struct {
+		name                    string
+		limits                  SourceLimits
+		open, unfinished, total int
+		want                    string
+	}{
+		{"no limits", SourceLimits{}, 1 << 30, 1 << 30, 1 << 30, ""},
+		{"the last connection", SourceLimits{Connections: 10}, 9, 0, 10, ""},
+		{"one too many", SourceLimits{Connections: 10}, 10, 0, 11, ReasonSourceConnections},
+		{"the last unfinished one", SourceLimits{Unfinished: 3}, 100, 2, 101, ""},
+		{"one unfinished too many", SourceLimits{Unfinished: 3}, 100, 3, 101, ReasonSourceUnfinished},
+		{"both", SourceLimits{Connections: 10, Unfinished: 3}, 10, 3, 11, ReasonSourceConnections},
+		{"a source alone", SourceLimits{Most: 900}, 799, 0, 800, ""},
+		{"a source alone that leaves a ninth", SourceLimits{Most: 900}, 801, 0, 802, ReasonSourceShare},
+		{"a newcomer beside it", SourceLimits{Most: 900}, 0, 0, 802, ""},
+		{"a newcomer at the last connection", SourceLimits{Most: 900}, 0, 0, 900, ""},
+		{"its second at the last but one", SourceLimits{Most: 900}, 1, 0, 899, ""},
+		{"its second at the last", SourceLimits{Most: 900}, 1, 0, 900, ReasonSourceShare},
+		{"one of ten large ones", SourceLimits{Most: 900}, 95, 0, 890, ReasonSourceShare},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.limits.turnAway(tt.open, tt.unfinished, tt.total); got != tt.want {
+				t.Errorf("turnAway = %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+var sourcesBegin = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+
+func TestSourcesExempt(t *testing.T) {
+	s := NewSources(SourceLimits{Connections: 1, Most: 1, Exempt: Networks{netip.MustParsePrefix("10.1.0.0/24")}})
+	for _, a := range []string{"10.1.0.7", "::ffff:10.1.0.7"} {
+		for range 3 {
+			if c, away := s.Open(netip.MustParseAddr(a), 3, sourcesBegin); c != nil || away != nil {
+				t.Errorf("Open(%s) = %v, %v, want it to be of no source", a, c, away)
+			}
+		}
+	}
+	if c, away := s.Open(netip.Addr{}, 3, sourcesBegin); c != nil || away != nil {
+		t.Errorf("Open(no address) = %v, %v", c, away)
+	}
+	var none *SourceConn
+	none.Begun()
+	none.Close(sourcesBegin)
+	if !none.Spend(AbuseResets, 1e9, sourcesBegin) {
+		t.Error("what is exempt has a budget")
+	}
+}
+
+// A source is told of once a minute, however often it is turned away.
+func TestSourcesTell(t *testing.T) {
+	s := NewSources(SourceLimits{Connections: 1})
+	a := netip.MustParseAddr("192.0.2.7")
+	c, _ := s.Open(a, 1, sourcesBegin)
+	told := 0
+	for i := range 300 {
+		if _, away := s.Open(a, 1, sourcesBegin.Add(time.Duration(i)*time.Second)); away.Tell {
+			told++
+		}
+	}
+	if told != 5 {
+		t.Errorf("told %d times in 5 minutes", told)
+	}
+	c.Close(sourcesBegin.Add(299 * time.Second))
+	if len(s.rest) != 1 {
+		t.Error("who has just been told of is forgotten, to be told of again at once")
+	}
+}
+
+// What was spent stays spent when the connection has gone, and comes back with time; so
+// does memory.
+func TestSourcesBudget(t *testing.T) {
+	var l SourceLimits
+	l.Abuse[AbuseResets] = Refill{Burst: 10, Rate: 1}
+	s := NewSources(l)
+	a, b, other := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8:0:1::1")
+	open := func(a netip.Addr, now time.Time) *SourceConn {
+		c, away := s.Open(a, 1, now)
+		if away != nil {
+			t.Fatal(away)
+		}
+		return c
+	}
+	now := sourcesBegin
+	c := open(a, now)
+	if !c.Spend(AbuseResets, 10, now) {
+		t.Error("a new source has no budget")
+	}
+	if !c.Spend(AbuseControl, 1e9, now) {
+		t.Error("there is a limit where none is set")
+	}
+	c.Close(now)
+	c = open(b, now.Add(time.Second))
+	if c.Spend(AbuseResets, 2, now.Add(time.Second)) {
+		t.Error("to connect anew has filled the budget")
+	}
+	if !c.Spend(AbuseResets, 1, now.Add(time.Second)) {
+		t.Error("a second has brought nothing")
+	}
+	if d := open(other, now); !d.Spend(AbuseResets, 10, now) {
+		t.Error("another /64 has to pay")
+	}
+	c.Close(now.Add(time.Second))
+	if len(s.rest) != 1 {
+		t.Errorf("%d sources at rest, want 1", len(s.rest))
+	}
+	open(netip.MustParseAddr("192.0.2.1"), now.Add(time.Hour))
+	if len(s.rest) != 0 {
+		t.Errorf("%d sources at rest after an hour", len(s.rest))
+	}
+}
+
+// The table does not grow without end.
+func TestSourcesBounded(t *testing.T) {
+	var l SourceLimits
+	l.Abuse[AbuseResets] = Refill{Burst: 10, Rate: 1}
+	s := NewSources(l)
+	for i := range maxResting + 100 {
+		c, _ := s.Open(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1, sourcesBegin)
+		c.Spend(AbuseResets, 1, sourcesBegin)
+		c.Close(sourcesBegin)
+	}
+	if len(s.rest) != maxResting || len(s.table) != 0 {
+		t.Errorf("%d sources at rest, %d with connections", len(s.rest), len(s.table))
+	}
+}
+
+// Whatever comes and goes: no limit is exceeded, who has no connection gets one as long
+// as there is any, counts are right, and all is forgotten in the end.
+func TestSourcesRapid(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l := SourceLimits{
+			Connections: rapid.IntRange(0, 6).Draw(t, "connections"),
+			Unfinished:  rapid.IntRange(0, 4).Draw(t, "unfinished"),
+			Most:        rapid.IntRange(1, 20).Draw(t, "most"),
+		}
+		s := NewSources(l)
+		now := sourcesBegin
+		type conn struct {
+			*SourceConn
+			source, state int // 0: unfinished, 1: begun
+		}
+		var open []conn
+		count := func(source, state int) (n int) {
+			for _, c := range open {
+				if c.source == source && c.state <= state {
+					n++
+				}
+			}
+			return n
+		}
+		address := func(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i)) }
+		t.Repeat(map[string]func(*rapid.T){
+			"open": func(t *rapid.T) {
+				i := rapid.IntRange(0, 9).Draw(t, "source")
+				if len(open) == l.Most {
+					t.Skip("the server is full")
+				}
+				mine, unfinished := count(i, 1), count(i, 0)
+				c, away := s.Open(address(i), len(open)+1, now)
+				over := l.Connections > 0 && mine >= l.Connections || l.Unfinished > 0 && unfinished >= l.Unfinished
+				switch {
+				case over && away == nil:
+					t.Fatalf("source %d has %d, %d unfinished, and gets one more", i, mine, unfinished)
+				case !over && mine == 0 && away != nil:
+					t.Fatalf("a newcomer is turned away: %+v", away)
+				case away != nil && away.Open != mine:
+					t.Fatalf("source %d is said to have %d, and has %d", i, away.Open, mine)
+				case away == nil:
+					open = append(open, conn{c, i, 0})
+				}
+				// Whoever has less gets one where this one did.
+				for j := range 10 {
+					if n := count(j, 1); away == nil && n < mine && l.turnAway(n, 0, len(open)) == ReasonSourceShare {
+						t.Fatalf("source %d with %d got one, source %d with %d would not", i, mine, j, n)
+					}
+				}
+			},
+			"begin": func(t *rapid.T) {
+				if len(open) == 0 {
+					t.Skip("none is open")
+				}
+				i := rapid.IntRange(0, len(open)-1).Draw(t, "connection")
+				open[i].Begun()
+				open[i].state = 1
+			},
+			"close": func(t *rapid.T) {
+				if len(open) == 0 {
+					t.Skip("none is open")
+				}
+				i := rapid.IntRange(0, len(open)-1).Draw(t, "connection")
+				open[i].Close(now)
+				open[i].Close(now)
+				open[i] = open[len(open)-1]
+				open = open[:len(open)-1]
+			},
+			"": func(t *rapid.T) {
+				for i := range 10 {
+					src := s.table[sourceOf(address(i))]
+					if n := count(i, 1); n == 0 != (src == nil) || n > 0 && (src.open != n || src.unfinished != count(i, 0)) {
+						t.Fatalf("source %d has %d, %d unfinished: %+v", i, n, count(i, 0), src)
+					}
+				}
+			},
+		})
+		for _, c := range open {
+			c.Close(now)
+		}
+		now = now.Add(time.Hour)
+		s.sweep(now)
+		if len(s.table)+len(s.rest) > 0 {
+			t.Fatalf("%d sources with connections, %d at rest at the end", len(s.table), len(s.rest))
+		}
+	})
+}
