@@ -349,7 +349,7 @@ type SourceLimits struct {
 	Exempt []netip.Prefix `mapstructure:"exempt"`
 }
 
-// Shutdown is what happens on SIGTERM.
+// Shutdown is what happens on SIGTERM, and on SIGUSR2, where Delay does not apply.
 type Shutdown struct {
 	// Delay is how long /readyz fails before the listener closes, so that
 	// those in front of this balancer turn away first. 0 or more.

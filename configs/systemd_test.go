@@ -83,7 +83,7 @@ func TestUnitFitsDefaults(t *testing.T) {
 	}
 
 	for _, want := range []string{
-		"Type=notify", "KillMode=mixed", "Restart=on-failure", "LimitCORE=0",
+		"Type=notify", "NotifyAccess=all", "KillMode=mixed", "Restart=on-failure", "LimitCORE=0",
 		"ExecStart=" + program + " serve --config /etc/apiserver-lb/apiserver-lb.yaml",
 		"ExecReload=/bin/kill -HUP $MAINPID",
 	} {

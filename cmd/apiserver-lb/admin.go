@@ -15,7 +15,10 @@ import (
 type readiness struct {
 	backends *backend.Backends // static
 	probed   atomic.Bool       // the first probe round is over
+	serving  atomic.Bool       // clients are accepted, or were
 	stopping atomic.Bool
+
+	handedOver atomic.Bool // another process accepts in place of this one
 }
 
 // report says whether the balancer is ready and why, a line for each check.

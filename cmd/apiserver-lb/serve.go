@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -34,7 +33,7 @@ func newServe() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the load balancer",
 		Long: "serve runs the load balancer until SIGTERM or SIGINT, then drains within\nshutdown.gracePeriod; a second signal ends it at once. SIGHUP reads the\nconfiguration again and applies a changed list of backends, and reloads certificates,\n" +
-			"which are also reloaded by themselves when their files change.",
+			"which are also reloaded by themselves when their files change. SIGUSR2 starts the\nprogram anew, with a new binary for instance, hands the listening sockets to it when\nit is able to serve, and then drains.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Before the first load: a signal that comes early must not kill.
@@ -58,20 +57,23 @@ func newServe() *cobra.Command {
 // take, so each kind has a channel of its own: any number of SIGHUPs is one, and
 // cannot crowd out a SIGTERM.
 type signals struct {
-	end    chan os.Signal // SIGTERM, SIGINT: the first drains, the second ends
-	reload chan os.Signal // SIGHUP
+	end     chan os.Signal // SIGTERM, SIGINT: the first drains, the second ends
+	reload  chan os.Signal // SIGHUP
+	replace chan os.Signal // SIGUSR2
 }
 
 func newSignals() *signals {
-	s := &signals{end: make(chan os.Signal, 2), reload: make(chan os.Signal, 1)}
+	s := &signals{end: make(chan os.Signal, 2), reload: make(chan os.Signal, 1), replace: make(chan os.Signal, 1)}
 	signal.Notify(s.end, syscall.SIGTERM, syscall.SIGINT)
 	signal.Notify(s.reload, syscall.SIGHUP)
+	signal.Notify(s.replace, syscall.SIGUSR2)
 	return s
 }
 
 func (s *signals) stop() {
 	signal.Stop(s.end)
 	signal.Stop(s.reload)
+	signal.Stop(s.replace)
 }
 
 // process is all that runs.
@@ -91,6 +93,8 @@ type process struct {
 	admin     *http.Server
 	load      func() (*configs.Config, error) // the configuration anew; nil: it cannot be had
 
+	predecessor *predecessor // that hands over to this process; nil: none
+
 	watchMu sync.RWMutex
 	watches map[*backend.Backend]*watch // guarded by watchMu
 
@@ -101,7 +105,7 @@ type process struct {
 	panicking bool // guarded by panicMu: what was said last
 
 	notifyMu sync.Mutex
-	leaving  bool // guarded by notifyMu: STOPPING=1 was sent
+	muted    bool // guarded by notifyMu: systemd is told nothing
 }
 
 // maxShards bounds the connections to each backend on machines of many cores.
@@ -120,9 +124,14 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 		return err
 	}
 	p.load = load
-	passed, err := activation.ListenersWithNames()
+	passed, before, err := passedSockets()
 	if err != nil {
-		return fmt.Errorf("the sockets that systemd has passed: %w", err)
+		return err
+	}
+	if before != nil {
+		defer before.link.Close()
+		p.predecessor = before
+		p.mute() // the service's process is the other
 	}
 	l, err := openListeners(ctx, c.Listen, c.Admin.Listen, passed, log)
 	if err != nil {
@@ -130,7 +139,7 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 	}
 	defer l.Close()
 	warnAtStart(c, p.store, log)
-	log.Info("starting", "version", version, "listen", l.clients.Addr().String(), "admin", l.admin.Addr().String(), "backends", len(p.backends.Set().All()))
+	log.Info("starting", "version", version, "listen", l.clients.Addr().String(), "admin", l.admin.Addr().String(), "pid", os.Getpid(), "backends", len(p.backends.Set().All()))
 	return p.run(ctx, l.clients, l.admin, signals)
 }
 
@@ -311,8 +320,17 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	for _, w := range p.allWatches() {
 		p.startWatch(ctx, g.Go, w)
 	}
+	mine := make(chan struct{}) // closed when the listeners are this process's to accept from
+	if p.predecessor == nil {
+		close(mine)
+	}
 	g.Go(func() error {
-		if err := p.admin.Serve(operators); !errors.Is(err, http.ErrServerClosed) {
+		select {
+		case <-mine:
+		case <-ctx.Done():
+			return nil
+		}
+		if err := p.admin.Serve(operators); !errors.Is(err, http.ErrServerClosed) && !p.ready.handedOver.Load() {
 			return fmt.Errorf("admin listener: %w", err)
 		}
 		return nil
@@ -325,6 +343,13 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 		p.learnProtocols(ctx, p.backends.Set().All())
 		p.ready.probed.Store(true)
 		p.tellPanic()
+		if !p.takeOver(ctx) {
+			return nil
+		}
+		if p.predecessor != nil {
+			close(mine)
+		}
+		p.ready.serving.Store(true)
 		p.log.Info("ready for clients", "listen", clients.Addr().String())
 		p.notify(daemon.SdNotifyReady)
 		if err := p.server.Serve(clients); err != nil {
@@ -334,7 +359,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	})
 	g.Go(func() error {
 		defer stop()
-		return p.control(ctx, g.Go, signals)
+		return p.control(ctx, g.Go, &listeners{clients: clients, admin: operators}, signals)
 	})
 
 	err := g.Wait()
@@ -387,34 +412,53 @@ func (p *process) awaitProbes(ctx context.Context) bool {
 	return true
 }
 
-// control acts on signals until the process is to end, and then ends it. A reload goes
-// on beside it, one at a time, and is given up when the process is to end: it may wait
-// for a backend that is slow to answer.
-func (p *process) control(ctx context.Context, run func(func() error), signals *signals) error {
-	apply, giveUp := context.WithCancel(ctx)
-	defer giveUp()
-	var reloaded chan struct{} // closed when the reload under way is over; nil: none is
-	end := func() {
-		giveUp()
+// errEnding is why a hand-over is given up.
+var errEnding = errors.New("this process is to end")
+
+// control acts on signals until the process is to end, and then ends it. A reload or a
+// hand-over goes on beside it, one at a time, and is given up when the process is to end:
+// it may wait for a backend that is slow to answer.
+func (p *process) control(ctx context.Context, run func(func() error), l *listeners, signals *signals) error {
+	apply, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	var reloaded chan struct{}  // closed when the reload under way is over; nil: none is
+	var handing chan *successor // gets the successor of the hand-over under way, nil where it failed; nil: none is
+	end := func(signal os.Signal) {
+		giveUp(errEnding)
 		if reloaded != nil {
 			<-reloaded
 		}
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			if handing == nil {
+				return
+			}
+			if next := <-handing; next != nil {
+				next.stop()
+			}
+		}()
+		if signal != nil {
+			p.log.Info("draining", "signal", signal.String(), "delay", p.config.Shutdown.Delay, "gracePeriod", p.config.Shutdown.GracePeriod)
+		}
+		p.shutdown(signals)
+		<-stopped
 	}
 	for {
-		reload := signals.reload
+		reload, replace := signals.reload, signals.replace
 		if reloaded != nil {
+			reload, replace = nil, nil
+		}
+		if handing != nil {
 			reload = nil
 		}
 		select {
 		case <-ctx.Done():
 			// Something has failed: what can still finish may.
-			end()
-			p.shutdown(signals)
+			end(nil)
 			return nil
 		case s := <-signals.end:
-			end()
-			p.log.Info("draining", "signal", s.String(), "delay", p.config.Shutdown.Delay, "gracePeriod", p.config.Shutdown.GracePeriod)
-			p.shutdown(signals)
+			end(s)
 			return nil
 		case <-reload:
 			done := make(chan struct{})
@@ -425,6 +469,28 @@ func (p *process) control(ctx context.Context, run func(func() error), signals *
 			}()
 		case <-reloaded:
 			reloaded = nil
+		case <-replace:
+			if handing != nil {
+				p.log.Warn("SIGUSR2: refused, since a hand-over is under way")
+				continue
+			}
+			to := make(chan *successor, 1)
+			handing = to
+			go func() {
+				next, err := p.handOver(apply, l)
+				if err != nil {
+					p.log.Error("SIGUSR2: not handed over", "err", err)
+				}
+				to <- next
+			}()
+		case next := <-handing:
+			handing = nil
+			if next == nil {
+				continue
+			}
+			if left, err := p.leave(l, signals, next); left {
+				return err
+			}
 		}
 	}
 }
@@ -435,7 +501,7 @@ func (p *process) control(ctx context.Context, run func(func() error), signals *
 // It is given up when apply is done; the checks of new backends end with ctx.
 func (p *process) reload(ctx, apply context.Context, run func(func() error)) {
 	if p.ready.probed.Load() {
-		p.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonicMicroseconds()))
+		p.notify(reloading())
 		defer p.notify(daemon.SdNotifyReady)
 	}
 	if err := p.store.Reload(); err != nil {
@@ -454,12 +520,22 @@ func (p *process) reload(ctx, apply context.Context, run func(func() error)) {
 	p.reconfigure(ctx, apply, run, c)
 }
 
-// shutdown drains, and cuts what is left at the end of the grace period or when a
-// second signal comes.
+// shutdown ends the process: it drains, after shutdown.delay, in which those in front turn
+// away. One that has not taken over from its predecessor has nobody in front.
 func (p *process) shutdown(signals *signals) {
 	p.ready.stopping.Store(true)
 	p.notify(daemon.SdNotifyStopping)
-	ctx, cancel := context.WithCancel(context.Background())
+	delay := p.config.Shutdown.Delay
+	if p.predecessor != nil && !p.ready.serving.Load() {
+		delay = 0
+	}
+	p.drain(context.Background(), signals, delay)
+}
+
+// drain waits, lets what runs finish, and cuts what is left at the end of the grace
+// period, when a second signal comes or when ctx is done.
+func (p *process) drain(ctx context.Context, signals *signals, delay time.Duration) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
 		select {
@@ -469,9 +545,9 @@ func (p *process) shutdown(signals *signals) {
 		case <-ctx.Done():
 		}
 	}()
-	if d := p.config.Shutdown.Delay; d > 0 {
+	if delay > 0 {
 		select {
-		case <-time.After(d):
+		case <-time.After(delay):
 		case <-ctx.Done():
 		}
 	}
@@ -486,16 +562,32 @@ func (p *process) shutdown(signals *signals) {
 	p.admin.Close()
 }
 
+// reloading tells systemd that something changes, until READY=1 (sd_notify(3)).
+func reloading() string {
+	return fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, monotonicMicroseconds())
+}
+
 // notify tells systemd, where it asked to be told. Nothing follows STOPPING=1, as
 // READY=1 could where the first round of probes ends during the delay of a shutdown.
 func (p *process) notify(state string) {
 	p.notifyMu.Lock()
 	defer p.notifyMu.Unlock()
-	if p.leaving {
+	if p.muted {
 		return
 	}
-	p.leaving = state == daemon.SdNotifyStopping
+	p.muted = state == daemon.SdNotifyStopping
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		p.log.Warn("systemd was not told", "state", state, "err", err)
 	}
+}
+
+// mute keeps from systemd what is said until speak: the service's process is another.
+func (p *process) mute() { p.setMuted(true) }
+
+func (p *process) speak() { p.setMuted(false) }
+
+func (p *process) setMuted(muted bool) {
+	p.notifyMu.Lock()
+	defer p.notifyMu.Unlock()
+	p.muted = muted
 }

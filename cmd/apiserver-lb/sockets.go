@@ -29,8 +29,8 @@ const (
 	adminSocket   = "admin"
 )
 
-// openListeners takes the sockets that systemd has opened, by name, and opens those that it has
-// not. Such a socket stays open while the balancer restarts: who connects meanwhile
+// openListeners takes the sockets that systemd, or a predecessor, has opened, by name, and
+// opens those that it has not. Such a socket stays open while the balancer restarts: who connects meanwhile
 // waits, and is not refused. Its address is that of the socket unit, whatever the
 // configuration says.
 func openListeners(ctx context.Context, clients, admin string, passed map[string][]net.Listener, log *slog.Logger) (*listeners, error) {
@@ -82,7 +82,7 @@ func orListen(ctx context.Context, key, address string, l net.Listener, log *slo
 		return l, &usageError{fmt.Errorf("%s: the socket that systemd has passed is not one of TCP", key)}
 	}
 	if !isAt(ctx, t.Addr().(*net.TCPAddr), address) {
-		log.Warn("the socket that systemd has passed is elsewhere than the configuration says, and is used: change ListenStream= of the socket unit, or the key", "key", key, "configured", address, "socket", t.Addr().String())
+		log.Warn("the socket that was passed is elsewhere than the configuration says, and is used: change ListenStream= of systemd's socket unit, or the key, or after a hand-over restart", "key", key, "configured", address, "socket", t.Addr().String())
 	}
 	return lively{t}, nil
 }
