@@ -23,6 +23,7 @@ var tools = []struct {
 		"python3-kubernetes", "the official Python client, over HTTP/1.1"},
 	{"iptables", onPath("iptables"), "iptables", "drops packets in a network namespace of our own"},
 	{"ss", onPath("ss"), "iproute2", "cuts connections in a network namespace of our own"},
+	{"keepalived", onPath("keepalived"), "keepalived", "moves a virtual IP address between two balancers, in network namespaces of our own"},
 }
 
 func onPath(program string) func() bool {
