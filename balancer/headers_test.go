@@ -3,6 +3,7 @@ package balancer
 import (
 	"net/http"
 	"net/netip"
+	"net/textproto"
 	"net/url"
 	"strings"
 	"testing"
@@ -455,4 +456,65 @@ func editsOf(h *IdentityHeaders, cred Credential, id *tlsconf.Identity, peer str
 	}
 	h.edit(&e, cred, asserted, peer, trusted, forwardedFor, auditID)
 	return e
+}
+
+// FuzzAssert: what kube-apiserver reads from the headers that assert an identity is that
+// identity. It takes the first non-empty user, all groups that are not empty, and of an
+// extra's header the rest of its name, lower-cased and unescaped
+// (k8s.io/apiserver/pkg/authentication/request/headerrequest/requestheader.go).
+func FuzzAssert(f *testing.F) {
+	f.Add("jane", "1", "dev", "system:masters", "scopes", "view")
+	f.Add("jané", "", "a,b", "a b", "authentication.kubernetes.io/credential-id", "X509SHA256=00")
+	f.Add("u", "x", "g", "h", "a%2Fb%", "v")
+	f.Add("u", "x", "g", "h", "X_Remote-User", "\xff")
+	f.Add("u", "x", "g", "h", "", "v")
+	f.Fuzz(func(t *testing.T, user, uid, group1, group2, key, value string) {
+		for _, v := range []string{user, group1, group2, value} {
+			if v == "" || !httpguts.ValidHeaderFieldValue(v) || textproto.TrimString(v) != v {
+				t.Skip("tlsconf refuses it")
+			}
+		}
+		if !httpguts.ValidHeaderFieldValue(uid) || textproto.TrimString(uid) != uid {
+			t.Skip("tlsconf refuses it")
+		}
+		id := &tlsconf.Identity{User: user, UID: uid, Groups: []string{group1, group2}, Extra: map[string][]string{key: {value}}}
+		for _, headers := range []*IdentityHeaders{usualHeaders, customHeaders} {
+			got := tlsconf.Identity{Extra: map[string][]string{}}
+			h := http.Header{}
+			for _, f := range headers.Assert(id) {
+				if !httpguts.ValidHeaderFieldName(f.Name) {
+					t.Fatalf("%q is no header name", f.Name)
+				}
+				h.Add(f.Name, f.Value)
+			}
+			first := func(names []string) string {
+				for _, name := range names {
+					if v := h.Get(name); v != "" {
+						return v
+					}
+				}
+				return ""
+			}
+			got.User, got.UID = first(headers.user), first(headers.uid)
+			for _, name := range headers.group {
+				got.Groups = append(got.Groups, h.Values(name)...)
+			}
+			for name, values := range h {
+				for _, prefix := range headers.extra {
+					if len(name) < len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
+						continue
+					}
+					k := strings.ToLower(name[len(prefix):])
+					if unescaped, err := url.PathUnescape(k); err == nil {
+						k = unescaped
+					}
+					got.Extra[k] = append(got.Extra[k], values...)
+				}
+			}
+			want := tlsconf.Identity{User: user, UID: uid, Groups: id.Groups, Extra: map[string][]string{asciiLower(key): {value}}}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("kube-apiserver reads another identity (-want +got):\n%s", diff)
+			}
+		}
+	})
 }

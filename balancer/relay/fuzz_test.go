@@ -1,9 +1,12 @@
 package relay
 
 import (
+	"bytes"
 	"io"
 	"log/slog"
+	"math/big"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -298,6 +301,87 @@ func FuzzParseAnswer(f *testing.F) {
 			if fd.Name != strings.ToLower(fd.Name) || strings.ContainsAny(fd.Name, ": \r\n\x00") || strings.ContainsAny(fd.Value, "\r\n\x00") || connectionSpecific(&fd) {
 				t.Fatalf("field %+v", fd)
 			}
+		}
+	})
+}
+
+// FuzzParseFrame: where a frame ends and what its header says is what x/net's HTTP/2
+// reads, and so are SETTINGS; padding is taken off as x/net does.
+func FuzzParseFrame(f *testing.F) {
+	f.Add(appendSettings(nil, setting{settingMaxFrameSize, 1 << 14}, setting{settingEnablePush, 2}, setting{9, 1}))
+	f.Add(appendHeaders(nil, 1, []byte("block"), true, 3))
+	f.Add([]byte("\x00\x00\x03\x00\x09\x80\x00\x00\x01\x01ab"))
+	f.Add([]byte("\x00\x00\x02\x00\x08\x00\x00\x00\x01\x02a"))
+	f.Add([]byte("\x00\x40\x01\x00\x00\x00\x00\x00\x01"))
+	f.Add([]byte("\x00\x00\x07\x04\x00\x00\x00\x00\x00\x00\x04\x80\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, n, err := parseFrame(b)
+		framer := http2.NewFramer(nil, bytes.NewReader(b))
+		framer.SetMaxReadFrameSize(maxFrameSize)
+		head, headErr := http2.ReadFrameHeader(bytes.NewReader(b))
+		switch {
+		case headErr != nil:
+			if n != 0 || err != nil {
+				t.Fatalf("%d bytes, %v, of no whole header", n, err)
+			}
+			return
+		case head.Length > maxFrameSize:
+			if err == nil {
+				t.Fatal("a frame too large is taken")
+			}
+			return
+		case len(b) < frameHeaderLen+int(head.Length):
+			if n != 0 || err != nil {
+				t.Fatalf("%d bytes, %v, of no whole frame", n, err)
+			}
+			return
+		}
+		if err != nil || n != frameHeaderLen+int(head.Length) || uint8(got.typ) != uint8(head.Type) || got.flags != uint8(head.Flags) || got.id != head.StreamID || !bytes.Equal(got.payload, b[frameHeaderLen:n]) {
+			t.Fatalf("frame %+v of %d bytes, %v; x/net: %v", got, n, err, head)
+		}
+		whole, wholeErr := framer.ReadFrame()
+		switch got.typ {
+		case frameData:
+			p, err := got.unpad()
+			if data, ok := whole.(*http2.DataFrame); ok && (err != nil || !bytes.Equal(p, data.Data())) {
+				t.Fatalf("payload %q, %v; x/net: %q", p, err, data.Data())
+			}
+			if wholeErr != nil && got.id != 0 && err == nil {
+				t.Fatalf("payload %q; x/net: %v", p, wholeErr)
+			}
+		case frameSettings:
+			list, err := parseSettings(got.payload)
+			settings, ok := whole.(*http2.SettingsFrame)
+			if !ok || got.has(flagAck) {
+				return // its stream or its flags are others' business
+			}
+			var want []setting
+			bad := false
+			_ = settings.ForeachSetting(func(s http2.Setting) error {
+				bad = bad || s.Valid() != nil
+				if s.ID >= http2.SettingHeaderTableSize && s.ID <= http2.SettingMaxHeaderListSize {
+					want = append(want, setting{settingID(s.ID), s.Val})
+				}
+				return nil
+			})
+			if (err != nil) != bad || err == nil && !slices.Equal(list, want) {
+				t.Fatalf("settings %v, %v; x/net: %v, bad: %v", list, err, want, bad)
+			}
+		}
+	})
+}
+
+// FuzzParseLength: a length is digits that fit, and nothing else (RFC 9110, section 8.6).
+func FuzzParseLength(f *testing.F) {
+	for _, s := range []string{"0", "5", "007", "9223372036854775807", "9223372036854775808", "", "+1", "-0", "1_0", "0x1", " 1", "1,1", "\u0661"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, ok := parseLength(s)
+		want, isNumber := new(big.Int).SetString(s, 10)
+		wantOK := isNumber && s != "" && strings.Trim(s, "0123456789") == "" && want.IsInt64()
+		if ok != wantOK || ok && n != want.Int64() {
+			t.Errorf("parseLength(%q) = %d, %v; want %v, %v", s, n, ok, want, wantOK)
 		}
 	})
 }
