@@ -30,6 +30,7 @@ BENCH_REPORT ?= bin/bench.md
 BENCH_PLOT   ?= bin/bench.svg
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.14.0
+GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # The commands of each test target, in the words of cmd/internal/testsum.
 # -count=1: tests run other programs, which the cache of go test does not see.
@@ -39,6 +40,8 @@ UNIT  := -- CGO_ENABLED=1 go test -json -race -count=1 -shuffle=on -timeout 5m .
 IMAGE := -- go test -json -count=1 -timeout 5m -tags image -run '^TestImage$$' ./cmd/apiserver-lb
 # The first run builds etcd and Kubernetes, which takes its time.
 E2E   := -- go -C cmd/devcluster test -json -v -count=1 -timeout 55m ./e2e/...
+# The core of them with a balancer that may use only what FIPS 140-3 approves.
+FIPS  := -- E2E_GODEBUG=fips140=only go -C cmd/devcluster test -json -v -count=1 -timeout 10m -run '^Test(KubectlWhoami|IdentityRows|ClientCASwap|Failover|Exec|RefusedUpgrade)$$' ./e2e
 
 # need PROGRAM PACKAGE WHY installs a Debian package if its program is missing.
 define need
@@ -80,6 +83,21 @@ test-image: bin/testsum ## build the Dockerfile with buildah and look at the ima
 test-e2e: bin/testsum ## tests against real kube-apiservers; the first run builds them
 	@bin/testsum $(E2E)
 
+.PHONY: test-fips
+test-fips: bin/testsum ## the core of test-e2e with the balancer in FIPS 140-3 mode
+	@bin/testsum $(FIPS)
+
+# vulncheck DIR looks for known vulnerabilities in what the module there uses.
+define vulncheck
+@if ! out=$$(go -C $(1) run $(GOVULNCHECK) ./... 2>&1); then \
+	echo "$$out" >&2; \
+	case "$$out" in \
+	*"fetching vulnerabilities:"*) echo "SKIPPED: known vulnerabilities in $(1), since govulncheck cannot reach its database" >&2;; \
+	*) exit 1;; \
+	esac; \
+fi
+endef
+
 .PHONY: fuzz
 fuzz: ## fuzz each target for FUZZTIME (1m)
 	@for package in $$(go list ./...); do \
@@ -110,7 +128,7 @@ soak: build ## make real kube-apiservers fail at random for 20 minutes, and look
 	@exec bin/devcluster soak --balancer bin/apiserver-lb $(SOAKFLAGS)
 
 .PHONY: lint
-lint: ## gofmt, go vet and golangci-lint (the first run builds it: minutes)
+lint: ## gofmt, go vet, golangci-lint and govulncheck (the first run builds them: minutes)
 	@unformatted=$$(gofmt -l balancer cmd configs health tlsconf); \
 		if [ -n "$$unformatted" ]; then echo "not formatted with gofmt:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
@@ -118,6 +136,8 @@ lint: ## gofmt, go vet and golangci-lint (the first run builds it: minutes)
 	cd cmd/devcluster && go vet ./...
 	go run $(GOLANGCI_LINT) run ./...
 	cd cmd/devcluster && go run $(GOLANGCI_LINT) run --config ../../.golangci.yml ./...
+	$(call vulncheck,.)
+	$(call vulncheck,cmd/devcluster)
 
 .PHONY: clean
 clean: ## remove bin

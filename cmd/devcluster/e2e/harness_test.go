@@ -27,13 +27,21 @@ type balancer = cluster.Balancer
 func startBalancer(name string, edit func(config map[string]any)) (*balancer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	return shared.StartBalancer(ctx, cluster.BalancerOptions{Path: program, Name: name, Edit: func(config map[string]any) {
+	return shared.StartBalancer(ctx, cluster.BalancerOptions{Path: program, Name: name, Env: balancerEnv(), Edit: func(config map[string]any) {
 		section(config, "shutdown")["gracePeriod"] = "10s"
 		section(config, "log")["level"] = "debug"
 		if edit != nil {
 			edit(config)
 		}
 	}})
+}
+
+// balancerEnv is what is added to the environment of balancers.
+func balancerEnv() (env []string) {
+	if v := os.Getenv(godebugEnv); v != "" {
+		env = append(env, "GODEBUG="+v)
+	}
+	return env
 }
 
 // ownBalancer starts a balancer for one test.

@@ -29,6 +29,9 @@ var (
 // programEnv names the balancer's binary to test, and spares building it.
 const programEnv = "E2E_BALANCER"
 
+// godebugEnv is GODEBUG of the balancers, and of nobody else: fips140=only, for instance.
+const godebugEnv = "E2E_GODEBUG"
+
 // builtEnv names the directory of a binary that was built for this run alone.
 const builtEnv = "E2E_BUILT"
 
