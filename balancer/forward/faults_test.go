@@ -66,14 +66,21 @@ func TestUpgradeWithBrokenBody(t *testing.T) {
 	})
 }
 
-// A panic of ours ends one request over HTTP/1.1, and is told in the log.
+// A panic of ours ends one request over HTTP/1.1, and is told in the log, with the stack
+// and without the client's secrets.
 func TestPanicIsLogged(t *testing.T) {
 	run(t, setup{}, func(w *world) {
 		w.core.NewAuditID = func() string { panic("boom") }
 		c := w.client(1, nil)
-		if res, err := c.send(c.request("GET", "/api", nil)); err == nil {
+		req := c.request("GET", "/api?access_token=canary", nil)
+		req.Header.Set("Authorization", "Bearer canary")
+		req.Header.Set("Cookie", "canary")
+		if res, err := c.send(req); err == nil {
 			res.Body.Close()
 			w.Errorf("answered %d", res.StatusCode)
+		}
+		if text := w.log.String(); !strings.Contains(text, "goroutine ") || strings.Contains(text, "canary") {
+			w.Errorf("the log has no stack, or a secret:\n%s", text)
 		}
 		if got := strings.Count(w.log.String(), `level=ERROR msg="panic while forwarding a request" panic=boom`); got != 1 {
 			w.Errorf("%d lines in the log, want 1:\n%s", got, w.log.String())
