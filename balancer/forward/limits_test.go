@@ -243,7 +243,7 @@ func (a *api) obedient(rw http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Upgrade") != "" {
 		switch r.Header.Get("X-End") {
 		case "refuse":
-			http.Error(rw, "no", 403)
+			http.Error(rw, "no", http.StatusForbidden)
 		case "die":
 			panic(http.ErrAbortHandler)
 		case "silent":
@@ -264,7 +264,7 @@ func (a *api) obedient(rw http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	case target == "/shutdown":
 		rw.Header().Set("Retry-After", "5")
-		http.Error(rw, "The apiserver is shutting down, please try again later.", 429)
+		http.Error(rw, "The apiserver is shutting down, please try again later.", http.StatusTooManyRequests)
 	case target == "/half":
 		flushed(rw, strings.Repeat("x", 100<<10))
 		panic(http.ErrAbortHandler)
