@@ -37,6 +37,8 @@ type Core struct {
 	Tokens     *Tokens
 	Rebalance  *Rebalance // nil: clients that stand are never moved
 	Answers    *Room      // for answers that are held until they are whole
+	Bodies     *Room      // for request bodies that are kept to be sent again
+	Memory     *Memory    // nil: there is always enough
 	NewAuditID func() string
 
 	turn atomic.Uint64 // of round-robin

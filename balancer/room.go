@@ -4,11 +4,14 @@ import "sync/atomic"
 
 // Room bounds how many bytes are held in the whole process. It may be used by
 // several goroutines at once.
-type Room struct{ left atomic.Int64 }
+type Room struct {
+	memory *Memory // static after construction
+	left   atomic.Int64
+}
 
-// NewRoom returns room for limit bytes.
-func NewRoom(limit int64) *Room {
-	r := new(Room)
+// NewRoom returns room for limit bytes, and for none while the memory is short.
+func NewRoom(limit int64, memory *Memory) *Room {
+	r := &Room{memory: memory}
 	r.left.Store(limit)
 	return r
 }
@@ -20,7 +23,7 @@ func (r *Room) Take(n int64) bool {
 	// find less room than there is.
 	for {
 		left := r.left.Load()
-		if n > left {
+		if n > left || n > 0 && r.memory.Short() {
 			return false
 		}
 		if r.left.CompareAndSwap(left, left-n) {

@@ -7,7 +7,7 @@ import (
 )
 
 func TestRoom(t *testing.T) {
-	r := NewRoom(10)
+	r := NewRoom(10, nil)
 	for i, step := range []struct {
 		take int64
 		want bool
@@ -26,7 +26,7 @@ func TestRoom(t *testing.T) {
 // finds what there is.
 func TestRoomBound(t *testing.T) {
 	const limit, workers, each, rounds = 40, 8, 5, 10_000
-	r := NewRoom(limit) // enough for all of them
+	r := NewRoom(limit, nil) // enough for all of them
 	var held atomic.Int64
 	var wg sync.WaitGroup
 	for range workers {

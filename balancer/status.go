@@ -25,6 +25,7 @@ const (
 	ReasonUpgradeProtocol = "upgrade_protocol"
 	ReasonClientGone      = "client_gone"
 	ReasonBodyRead        = "request_body"
+	ReasonMemory          = "memory"
 	ReasonInternal        = "internal"
 	ReasonBodyTimeout     = "body_timeout" // a request body that stalls
 	ReasonSendTimeout     = "send_timeout" // an answer that is not taken

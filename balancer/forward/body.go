@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"sync"
+
+	"apiserver-lb/balancer"
 )
 
 // heldBody keeps what has been read of a request body, up to a bound, so that it
@@ -18,6 +20,7 @@ type heldBody struct {
 	// Static after construction.
 	src   io.Reader
 	limit int
+	room  *balancer.Room
 
 	mu       sync.Mutex
 	cond     sync.Cond    // broadcast when something below has changed
@@ -26,14 +29,16 @@ type heldBody struct {
 	srcErr   error        // from src, io.EOF included; final
 	filling  bool         // a read of src is under way
 	released bool         // the answer is final: nothing needs to be held
+	spent    bool         // there was no room for more: what is held goes when it has been sent
+	taken    int64        // of room, for what is held
 	latest   *bodyAttempt // the only one for which bytes are given up
 }
 
 // errGone is the error of an attempt that would need what is not held any more.
 var errGone = errors.New("the request body is not held any more")
 
-func newHeldBody(src io.Reader, limit int) *heldBody {
-	h := &heldBody{src: src, limit: limit}
+func newHeldBody(src io.Reader, limit int, room *balancer.Room) *heldBody {
+	h := &heldBody{src: src, limit: limit, room: room}
 	h.cond.L = &h.mu
 	return h
 }
@@ -95,6 +100,13 @@ func (h *heldBody) fill(size int) {
 		h.held = append(h.held, buf[:n]...)
 	}
 	h.srcErr, h.filling = err, false
+	if !h.released && !h.spent && h.offset == 0 {
+		if h.room.Take(int64(n)) {
+			h.taken += int64(n)
+		} else {
+			h.spent = true
+		}
+	}
 	h.cond.Broadcast()
 }
 
@@ -105,10 +117,25 @@ func (h *heldBody) trim() {
 		return
 	}
 	done := h.released && a.closed
-	passed := !a.closed && a.at == end && (h.released || h.offset > 0 || len(h.held) > h.limit)
+	passed := !a.closed && a.at == end && (h.released || h.offset > 0 || h.spent || len(h.held) > h.limit)
 	if done || passed {
-		h.offset, h.held = end, nil
+		h.drop()
 	}
+}
+
+// drop gives up what is held. h.mu is held.
+func (h *heldBody) drop() {
+	h.offset, h.held = h.offset+int64(len(h.held)), nil
+	h.room.Give(h.taken)
+	h.taken = 0
+}
+
+// end gives up what is held: the request is over.
+func (h *heldBody) end() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.released = true
+	h.drop()
 }
 
 // bodyAttempt reads a heldBody for one attempt.

@@ -9,7 +9,12 @@ import (
 	"testing/synctest"
 
 	"pgregory.net/rapid"
+
+	"apiserver-lb/balancer"
 )
+
+// plenty is room for all that is held here.
+var plenty = balancer.NewRoom(1<<40, nil)
 
 // source is a request body whose bytes come when the test says so.
 type source struct {
@@ -82,7 +87,7 @@ func (p *bodyPlay) run() error {
 	if p.broken {
 		src.err = errBroken
 	}
-	h := newHeldBody(src, p.limit)
+	h := newHeldBody(src, p.limit, plenty)
 	unsent, ended, released := p.body, false, false
 	var (
 		a       *bodyAttempt // nil: none stands
@@ -211,7 +216,7 @@ func (h *heldBody) holds() int {
 func TestHeldBodyReadsOnDemand(t *testing.T) {
 	src := &source{chunks: make(chan []byte, 1), err: io.EOF}
 	src.chunks <- bytes.Repeat([]byte("x"), 100)
-	h := newHeldBody(src, 1000)
+	h := newHeldBody(src, 1000, plenty)
 	a := h.attempt()
 	for range 3 {
 		if n, err := a.Read(make([]byte, 10)); n != 10 || err != nil {
@@ -233,7 +238,7 @@ func TestHeldBodyReadsOnDemand(t *testing.T) {
 // TestHeldBodyGivesUp: what the answer has made needless is not held, and an
 // attempt that would need it is told so.
 func TestHeldBodyGivesUp(t *testing.T) {
-	h := newHeldBody(bytes.NewReader(make([]byte, 100)), 1000)
+	h := newHeldBody(bytes.NewReader(make([]byte, 100)), 1000, plenty)
 	a := h.attempt()
 	io.ReadFull(a, make([]byte, 10))
 	h.release()
@@ -252,7 +257,7 @@ func TestHeldBodyGivesUp(t *testing.T) {
 // TestHeldBodyEnd: the end comes with the last bytes, so that it can travel with
 // them.
 func TestHeldBodyEnd(t *testing.T) {
-	h := newHeldBody(bytes.NewReader([]byte("abc")), 10)
+	h := newHeldBody(bytes.NewReader([]byte("abc")), 10, plenty)
 	a := h.attempt()
 	if b, err := io.ReadAll(a); string(b) != "abc" || err != nil {
 		t.Fatalf("read = %q, %v", b, err)
@@ -270,4 +275,38 @@ func TestHeldBodyEnd(t *testing.T) {
 	if n := h.holds(); n != 0 {
 		t.Errorf("%d bytes are held after the release", n)
 	}
+}
+
+// TestHeldBodyRoom: what is held takes room, without which nothing more is held, and it
+// gives all of it back.
+func TestHeldBodyRoom(t *testing.T) {
+	room := balancer.NewRoom(15, nil)
+	left := func(n int64) {
+		t.Helper()
+		if !room.Take(n) || room.Take(1) {
+			t.Errorf("not %d bytes of room are left", n)
+		}
+		room.Give(n)
+	}
+	h := newHeldBody(bytes.NewReader(make([]byte, 100)), 1000, room)
+	a := h.attempt()
+	io.ReadFull(a, make([]byte, 10))
+	left(5)
+	if !h.replayable() {
+		t.Error("it cannot be sent again, although there was room")
+	}
+	io.ReadFull(a, make([]byte, 10))
+	if n := h.holds(); n != 0 || h.replayable() {
+		t.Errorf("%d bytes are held beyond the room, replayable %v", n, h.replayable())
+	}
+	left(15)
+	if b, err := io.ReadAll(a); len(b) != 80 || err != nil {
+		t.Errorf("the rest: %d bytes, %v", len(b), err)
+	}
+
+	h = newHeldBody(bytes.NewReader(make([]byte, 100)), 1000, room)
+	io.ReadFull(h.attempt(), make([]byte, 10))
+	left(5)
+	h.end() // whatever became of the attempt
+	left(15)
 }

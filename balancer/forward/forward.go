@@ -80,6 +80,9 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if refusal == nil {
 		x.decision, refusal = f.Core.Decide(&x.head, x.client, x.started)
 	}
+	if refusal == nil && f.Core.Memory.Short() {
+		refusal = f.Core.Memory.Afford(r.ContentLength, 0)
+	}
 	if refusal != nil {
 		x.decision = &balancer.Decision{Attributes: balancer.Attribute(r.Method, x.head.Path, x.head.RawQuery)}
 	} else {
@@ -98,6 +101,9 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.admission.Release()
 		f.Metrics.InFlight(x.decision.Class, -1)
 		x.observe()
+		if x.body != nil {
+			x.body.end()
+		}
 	}()
 	if x.decision.Class == balancer.Upgrade {
 		x.upgrade(w)
@@ -154,7 +160,7 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	// none, and what speaks of identity must not arrive by that way either.
 	out.Trailer = nil
 	if out.Body != nil {
-		x.body = newHeldBody(out.Body, x.f.MaxHeldBody)
+		x.body = newHeldBody(out.Body, x.f.MaxHeldBody, x.f.Core.Bodies)
 	}
 }
 

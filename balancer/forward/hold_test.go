@@ -493,7 +493,7 @@ func TestReadAhead(t *testing.T) {
 					for _, limit := range []int64{answersRoom, 20_000, 100} {
 						body := strings.Repeat("0123456789abcdef!", size/17+1)[:size]
 						src := &countedBody{Reader: source(strings.NewReader(body))}
-						room := balancer.NewRoom(limit)
+						room := balancer.NewRoom(limit, nil)
 						r := &readAhead{src: src, room: room}
 						what := fmt.Sprintf("%s, %d bytes, declared %v, peeks %v, limit %d", name, size, declared, peeks, limit)
 						if peeks {

@@ -247,10 +247,17 @@ func (s *Server) note(c net.Conn) bool {
 	if s.over {
 		return false
 	}
-	if s.MaxConnections > 0 && len(s.clients) >= s.MaxConnections {
+	why := ""
+	switch {
+	case s.MaxConnections > 0 && len(s.clients) >= s.MaxConnections:
+		why = "there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)"
+	case s.f.Core.Memory.Short():
+		why = "memory is short (MemoryMax in a systemd unit, GOMEMLIMIT in the environment)"
+	}
+	if why != "" {
 		if now := time.Now(); now.Sub(s.turned) > turnedEvery {
 			s.turned = now
-			s.f.Log.Warn("clients are turned away: there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)", "connections", len(s.clients))
+			s.f.Log.Warn("clients are turned away: "+why, "connections", len(s.clients))
 		}
 		s.f.Metrics.Refused(balancer.ReasonConnections)
 		return false

@@ -123,7 +123,7 @@ func (x *exchange) askUpgrade(ctx context.Context, b *backend.Backend, conn *tls
 	if out.ContentLength == 0 {
 		out.Body = nil
 	} else {
-		x.body = newHeldBody(x.in.Body, 0) // it is sent once; what matters is whose fault an error is
+		x.body = newHeldBody(x.in.Body, 0, x.f.Core.Bodies) // it is sent once; what matters is whose fault an error is
 		x.body.release()
 		out.Body = x.body.attempt()
 	}

@@ -124,11 +124,14 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 	}
 	set := backend.NewBackends(backend.NewSet(0, list...))
 	ids := 0
+	memory := new(balancer.Memory)
 	w.core = &balancer.Core{
 		Backends: set, Verifier: w.store, FrontProxy: func(time.Time) balancer.FrontProxy { return balancer.FrontProxyValid }, Headers: balancer.NewIdentityHeaders(nil, nil, nil, nil),
 		Trusted: s.trusted, Guards: s.guards, Limits: s.limits, Policy: s.policy, Bound: pick.Bound{Factor: 1.25, Floor: 1000},
 		Budget: balancer.NewBudget(share), Strangers: balancer.NewBudget(share), Tokens: balancer.NewTokens(1000, time.Hour),
-		Answers: balancer.NewRoom(answersRoom),
+		Answers: balancer.NewRoom(answersRoom, nil),
+		Bodies:  balancer.NewRoom(bodiesRoom, memory),
+		Memory:  memory,
 		NewAuditID: func() string {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -239,8 +242,11 @@ func (w *world) atRest() {
 	w.quiet()
 }
 
-// answersRoom is the room for answers that are held, in bytes.
-const answersRoom = 1 << 20
+// What is held has this room, in bytes.
+const (
+	answersRoom = 1 << 20  // answers
+	bodiesRoom  = 64 << 20 // request bodies
+)
 
 // quiet checks that no request is counted anywhere, and no answer is held.
 func (w *world) quiet() {
@@ -259,6 +265,11 @@ func (w *world) quiet() {
 		w.Error("at rest there is still an answer that takes room")
 	} else {
 		w.core.Answers.Give(answersRoom)
+	}
+	if !w.core.Bodies.Take(bodiesRoom) {
+		w.Error("at rest there is still a request body that takes room")
+	} else {
+		w.core.Bodies.Give(bodiesRoom)
 	}
 	w.f.drain.mu.Lock()
 	defer w.f.drain.mu.Unlock()

@@ -72,16 +72,11 @@ type Relay struct {
 	epoch   time.Time // what streams count their time from
 	turn    atomic.Uint64
 	windows *balancer.Room // for windows beyond the usual at backends
-	bodies  *balancer.Room // for request bodies that are kept to be sent again
 }
-
-// keptBodies bounds the request bodies of all clients that are kept to be sent again,
-// in bytes. Where there is no room, a request is sent once.
-const keptBodies = 64 << 20
 
 // New returns a Relay; it starts nothing.
 func New(o Options) *Relay {
-	r := &Relay{Options: o, epoch: time.Now(), windows: balancer.NewRoom(extraWindows), bodies: balancer.NewRoom(keptBodies)}
+	r := &Relay{Options: o, epoch: time.Now(), windows: balancer.NewRoom(extraWindows, o.Core.Memory)}
 	for range max(1, o.Shards) {
 		r.shards = append(r.shards, newShard(r))
 	}

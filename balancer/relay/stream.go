@@ -68,7 +68,7 @@ type stream struct {
 
 	length   int64 // of the request body, as declared, less what has come; -1: not declared
 	credits  int64 // offset in the request body up to which the client has its window back
-	bodyRoom int32 // bytes taken from Relay.bodies
+	bodyRoom int32 // bytes taken from Core.Bodies
 	room     int32 // bytes taken from Core.Answers
 
 	slot *backend.Slot    // nil: no backend at the moment
@@ -130,7 +130,11 @@ func (s *stream) begin(h *requestHead) {
 	default:
 		if refusal = h.unusable(); refusal == nil {
 			d.Chain = s.cc.chain
-			if refusal = core.DecideInto(decision, &d, s.cc.client, sh.now); refusal == nil {
+			refusal = core.DecideInto(decision, &d, s.cc.client, sh.now)
+			if refusal == nil && core.Memory.Short() {
+				refusal = core.Memory.Afford(s.bodyLength(), s.cc.waiting())
+			}
+			if refusal == nil {
 				s.admission, refusal = core.Admit(decision, s.cc.client, sh.now)
 			}
 		}
@@ -148,6 +152,14 @@ func (s *stream) begin(h *requestHead) {
 	s.ask.head = h.outgoing(&decision.Edits, sh.borrow())
 	decision.Edits = balancer.Edits{}
 	s.attempt()
+}
+
+// bodyLength is that of the request body as announced, -1 if it is not.
+func (s *stream) bodyLength() int64 {
+	if s.up.end {
+		return 0
+	}
+	return s.length
 }
 
 // attempt chooses a backend and sends the request there, or waits for a connection.
@@ -251,7 +263,7 @@ func (s *stream) bodyCame(p []byte) {
 		s.uploaded(len(p)) // the answer is there already: nobody wants it
 		return
 	}
-	if s.up.keep && (s.up.buf.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.bodies.Take(int64(len(p)))) {
+	if s.up.keep && (s.up.buf.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.Core.Bodies.Take(int64(len(p)))) {
 		s.dropBody()
 	} else if s.up.keep {
 		s.bodyRoom += int32(len(p))
@@ -266,7 +278,7 @@ func (s *stream) bodyCame(p []byte) {
 func (s *stream) dropBody() {
 	s.up.keep = false
 	s.up.buf.drop()
-	s.cc.sh.r.bodies.Give(int64(s.bodyRoom))
+	s.cc.sh.r.Core.Bodies.Give(int64(s.bodyRoom))
 	s.bodyRoom = 0
 }
 

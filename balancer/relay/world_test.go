@@ -35,6 +35,7 @@ const (
 	frontAddress = "192.0.2.1:6443"
 	clientIP     = "198.51.100.7"
 	answersRoom  = 1 << 20
+	bodiesRoom   = 64 << 20
 )
 
 // setup is what a world may have otherwise than usual.
@@ -99,12 +100,15 @@ func newWorld(tb testing.TB, s setup) *world {
 		w.apis, list = append(w.apis, a), append(list, a.b)
 	}
 	ids := 0
+	memory := new(balancer.Memory)
 	w.core = &balancer.Core{
 		Backends: backend.NewBackends(backend.NewSet(0, list...)), Verifier: w.store,
 		FrontProxy: func(time.Time) balancer.FrontProxy { return balancer.FrontProxyValid },
 		Headers:    balancer.NewIdentityHeaders(nil, nil, nil, nil), Bound: pick.Bound{Factor: 1.25, Floor: 100_000},
 		Budget: balancer.NewBudget(0.2), Strangers: balancer.NewBudget(0.2), Tokens: balancer.NewTokens(1000, time.Hour),
-		Answers: balancer.NewRoom(answersRoom),
+		Answers: balancer.NewRoom(answersRoom, nil),
+		Bodies:  balancer.NewRoom(bodiesRoom, memory),
+		Memory:  memory,
 		NewAuditID: func() string {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -281,6 +285,10 @@ func (w *world) unrest() string {
 		return "an answer takes room"
 	}
 	w.core.Answers.Give(answersRoom)
+	if !w.core.Bodies.Take(bodiesRoom) {
+		return "a request body takes room"
+	}
+	w.core.Bodies.Give(bodiesRoom)
 	if !w.relay.windows.Take(extraWindows) {
 		return "a stream has a window beyond the usual"
 	}

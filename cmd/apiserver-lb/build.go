@@ -84,6 +84,22 @@ func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 // no room is streamed.
 const answersHeld = 4 << 20
 
+// bodiesKept bounds the request bodies of all clients that are kept to be sent again, in
+// bytes. Where there is no room, a request is sent once.
+const bodiesKept = 64 << 20
+
+// heldShare is the share of a memory limit that either of these takes at most: a backend
+// that is stuck must not make memory short.
+const heldShare = 8
+
+// holds returns a bound, in bytes, as a memory limit allows it; 0: there is none.
+func holds(bound, limit uint64) int64 {
+	if limit > 0 {
+		bound = min(bound, limit/heldShare)
+	}
+	return int64(bound)
+}
+
 // newAuditID returns an audit ID as kube-apiserver makes them, a UUID of version 4
 // (k8s.io/apiserver/pkg/audit/context.go). It is no secret: that of the runtime's
 // generator does.
@@ -96,8 +112,8 @@ func newAuditID() string {
 	return u.String()
 }
 
-// newCore makes what decides.
-func newCore(c *configs.Config, backends *backend.Backends, store *tlsconf.Store) *balancer.Core {
+// newCore makes what decides. memoryLimit is in bytes; 0: there is none.
+func newCore(c *configs.Config, backends *backend.Backends, store *tlsconf.Store, memory *balancer.Memory, memoryLimit uint64) *balancer.Core {
 	return &balancer.Core{
 		Backends:   backends,
 		Verifier:   store,
@@ -112,7 +128,9 @@ func newCore(c *configs.Config, backends *backend.Backends, store *tlsconf.Store
 		Strangers:  balancer.NewBudget(c.Backends.RetryBudget),
 		Tokens:     balancer.NewTokens(65536, 5*time.Minute),
 		Rebalance:  balancer.NewRebalance(c.Backends.SlowStart),
-		Answers:    balancer.NewRoom(answersHeld),
+		Answers:    balancer.NewRoom(holds(answersHeld, memoryLimit), memory),
+		Bodies:     balancer.NewRoom(holds(bodiesKept, memoryLimit), memory),
+		Memory:     memory,
 		NewAuditID: newAuditID,
 	}
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -43,10 +45,17 @@ type memory struct {
 	objects uint64 // in use now, and garbage
 	free    uint64 // neither, and not given back
 	made    uint64 // allocated since the start
+	mapped  uint64 // all that the runtime has from the system: what GOMEMLIMIT bounds
 }
 
+// garbage is what has been allocated since the last collection, which may be in use.
+func (m memory) garbage() uint64 { return m.objects - min(m.objects, m.live) }
+
 // spare is what there is to be given back.
-func (m memory) spare() uint64 { return m.free + m.objects - min(m.objects, m.live) }
+func (m memory) spare() uint64 { return m.free + m.garbage() }
+
+// used is what the process uses, garbage with it: heap, stacks, and what the runtime needs.
+func (m memory) used() uint64 { return m.mapped - min(m.mapped, m.free) }
 
 // rest finds the moments at which memory is to be given back.
 type rest struct {
@@ -76,21 +85,26 @@ func (r *rest) due(now time.Time, m memory) bool {
 var readings = []string{
 	"/gc/heap/live:bytes", "/gc/scan/stack:bytes", "/gc/scan/globals:bytes",
 	"/memory/classes/heap/objects:bytes", "/memory/classes/heap/free:bytes", "/gc/heap/allocs:bytes",
+	"/memory/classes/total:bytes", "/memory/classes/heap/released:bytes",
 }
 
 func readMemory(samples []metrics.Sample) memory {
 	metrics.Read(samples)
 	n := func(i int) uint64 { return samples[i].Value.Uint64() }
-	return memory{live: n(0), scanned: n(1) + n(2), objects: n(3), free: n(4), made: n(5)}
+	return memory{live: n(0), scanned: n(1) + n(2), objects: n(3), free: n(4), made: n(5), mapped: n(6) - min(n(6), n(7))}
 }
 
-// tuneGC sets GOGC as memory in use grows and shrinks, unless the environment has set
-// it, and gives memory back when the process is at rest, until ctx is done.
-func tuneGC(ctx context.Context) error {
-	if os.Getenv("GOGC") != "" {
-		return nil
+// keepMemory sets GOGC as memory in use grows and shrinks, and gives memory back when the
+// process is at rest, unless the environment has set GOGC; and it has the process live
+// within a limit of so many bytes, if it is not 0. It returns when ctx is done.
+func (p *process) keepMemory(ctx context.Context, limit uint64) error {
+	tuned := os.Getenv("GOGC") == ""
+	if tuned {
+		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	}
-	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
+	if limit > 0 {
+		defer debug.SetMemoryLimit(debug.SetMemoryLimit(int64(min(limit, math.MaxInt64))))
+	}
 	var samples []metrics.Sample
 	for _, name := range readings {
 		samples = append(samples, metrics.Sample{Name: name})
@@ -98,14 +112,21 @@ func tuneGC(ctx context.Context) error {
 	tick := time.NewTicker(gcEvery)
 	defer tick.Stop()
 	var r rest
+	guard := memoryGuard{limit: limit}
 	for current := gcPercent; ; {
 		m := readMemory(samples)
+		if start := time.Now(); guard.collects(start, m) {
+			runtime.GC()
+			m = readMemory(samples)
+			now := time.Now()
+			p.memoryJudged(&guard, guard.judge(now, now.Sub(start), m), m)
+		}
 		// To set it stops the world for a moment, so small changes are not worth it.
-		if want := gcTarget(m.live + m.scanned); want > current*5/4 || want < current*4/5 {
+		if want := gcTarget(m.live + m.scanned); tuned && (want > current*5/4 || want < current*4/5) {
 			debug.SetGCPercent(want)
 			current = want
 		}
-		if r.due(time.Now(), m) {
+		if tuned && r.due(time.Now(), m) {
 			debug.FreeOSMemory()
 		}
 		select {

@@ -73,8 +73,15 @@ func startProgram(t *testing.T, edit ...func(*site)) *program {
 		e(s)
 	}
 	cmd := exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), binary.Fd()), "serve", "--config", s.file())
+	var first string
 	if s.descriptors > 0 {
-		cmd = exec.Command("sh", append([]string{"-c", fmt.Sprintf("ulimit -n %d && exec \"$0\" \"$@\"", s.descriptors)}, cmd.Args...)...)
+		first += fmt.Sprintf("ulimit -n %d && ", s.descriptors)
+	}
+	if s.cgroup != "" {
+		first += fmt.Sprintf("echo $$ > %s/cgroup.procs && ", s.cgroup)
+	}
+	if first != "" {
+		cmd = exec.Command("sh", append([]string{"-c", first + "exec \"$0\" \"$@\""}, cmd.Args...)...)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // where the tests end in a panic
 	stderr, err := cmd.StderrPipe()
@@ -152,7 +159,10 @@ func (r *program) memory() (now, peak int64) {
 	return now, peak
 }
 
-const bigPath = "/api/v1/namespaces/default/configmaps/big"
+const (
+	bigPath  = "/api/v1/namespaces/default/configmaps/big"
+	sunkPath = "/api/v1/namespaces/default/configmaps/sunk" // its body is read, and there is no answer
+)
 
 // h2backend is a fake of kube-apiserver with its HTTP/2.
 type h2backend struct {
@@ -195,6 +205,9 @@ func (b *h2backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer b.inFlight.Add(-1)
 	switch r.URL.Path {
 	case heldPath:
+		<-r.Context().Done()
+	case sunkPath:
+		io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	case watchPath:
 		event := func() {
@@ -254,33 +267,47 @@ type stream struct {
 	reset  *http2.ErrCode
 }
 
-// connect opens a connection of alice's on which HTTP/2 is spoken, without a word yet.
-func (r *program) connect() *peer {
-	r.Helper()
+// tryConnect opens a connection of alice's on which a protocol is spoken, without a word
+// yet. The caller hangs up.
+func (r *program) tryConnect(protocol string) (*peer, error) {
 	raw, err := net.Dial("tcp", r.clients)
 	if err != nil {
-		r.Fatal(err)
+		return nil, err
 	}
 	c := &peer{T: r.T, raw: raw.(*net.TCPConn), streams: map[uint32]*stream{}}
 	// Whoever never reads must not fill the memory of the machine.
 	c.raw.SetReadBuffer(64 << 10)
-	c.conn = tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{r.pki.alice.pair()}})
-	r.Cleanup(func() {
-		// Not conn.Close, which waits for a peer that does not read.
-		c.raw.SetLinger(0)
-		c.raw.Close()
-		if c.done != nil {
-			<-c.done
-		}
-	})
+	c.conn = tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, Certificates: []tls.Certificate{r.pki.alice.pair()}})
 	c.raw.SetDeadline(time.Now().Add(patience))
 	if err := c.conn.Handshake(); err != nil {
-		r.Fatal(err)
+		c.hangUp()
+		return nil, err
 	}
 	c.raw.SetDeadline(time.Time{})
 	c.frames = http2.NewFramer(&c.out, nil)
 	c.frames.AllowIllegalWrites = true
 	c.hpack = hpack.NewEncoder(&c.block)
+	return c, nil
+}
+
+// hangUp closes the connection without a word.
+func (c *peer) hangUp() {
+	// Not conn.Close, which waits for a peer that does not read.
+	c.raw.SetLinger(0)
+	c.raw.Close()
+	if c.done != nil {
+		<-c.done
+	}
+}
+
+// connect opens a connection of alice's on which HTTP/2 is spoken, without a word yet.
+func (r *program) connect() *peer {
+	r.Helper()
+	c, err := r.tryConnect("h2")
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(c.hangUp)
 	return c
 }
 
@@ -288,12 +315,17 @@ func (r *program) connect() *peer {
 func (r *program) dial(settings ...http2.Setting) *peer {
 	r.Helper()
 	c := r.connect()
-	c.out.WriteString(http2.ClientPreface)
-	c.frames.WriteSettings(settings...)
+	c.greet(settings...)
 	if err := c.flush(); err != nil {
 		r.Fatal(err)
 	}
 	return c
+}
+
+// greet writes the preface.
+func (c *peer) greet(settings ...http2.Setting) {
+	c.out.WriteString(http2.ClientPreface)
+	c.frames.WriteSettings(settings...)
 }
 
 // flush writes what has gathered. An error says that the connection has ended, or

@@ -95,6 +95,9 @@ type process struct {
 
 	predecessor *predecessor // that hands over to this process; nil: none
 
+	memory      balancer.Memory
+	memoryLimit uint64 // bytes; 0: none
+
 	watchMu sync.RWMutex
 	watches map[*backend.Backend]*watch // guarded by watchMu
 
@@ -160,9 +163,10 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if p.probes, err = newProbeMetrics(p.telemetry.meter); err != nil {
 		return nil, err
 	}
+	p.memoryLimit = memoryLimit(log)
 	p.backends = newBackends(c)
 	p.ready = &readiness{backends: p.backends}
-	if err := registerGauges(p.telemetry.meter, p.backends, p.store); err != nil {
+	if err := registerGauges(p.telemetry.meter, p.backends, p.store, &p.memory); err != nil {
 		return nil, err
 	}
 	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler))
@@ -183,7 +187,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		return nil, fmt.Errorf("the host's name: %w", err)
 	}
 	name := "apiserver-lb on " + host
-	core := newCore(c, p.backends, p.store)
+	core := newCore(c, p.backends, p.store, &p.memory, p.memoryLimit)
 	refusals := balancer.NewRefusalLog(log)
 	p.rebalance = core.Rebalance
 	p.relay = relay.New(relay.Options{
@@ -314,7 +318,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 
 	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.watchExpiries(ctx) })
-	g.Go(func() error { return tuneGC(ctx) })
+	g.Go(func() error { return p.keepMemory(ctx, p.memoryLimit) })
 	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
 	g.Go(func() error { return p.evacuate(ctx) })
 	for _, w := range p.allWatches() {

@@ -42,7 +42,8 @@ type site struct {
 	apis []*apiserver
 	tree map[string]any // the configuration
 
-	descriptors int // that a program may have open; 0: as many as the tests
+	descriptors int    // that a program may have open; 0: as many as the tests
+	cgroup      string // that a program is in, a directory; empty: that of the tests
 }
 
 // newSite makes a site with n backends; the last ones, gated in number, are not

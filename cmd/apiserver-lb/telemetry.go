@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 
+	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
 	"apiserver-lb/health"
 	"apiserver-lb/tlsconf"
@@ -89,7 +90,7 @@ func (p *probeMetrics) observe(backend string, r health.Result) {
 
 // registerGauges registers what is read when somebody asks: the state and load of
 // backends, panic mode, the expiry of certificates.
-func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.Store) error {
+func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.Store, memory *balancer.Memory) error {
 	state, err := m.Int64ObservableGauge("apiserver_lb.backend.state",
 		metric.WithDescription("1 for the state that a backend is in, 0 for the others."))
 	if err != nil {
@@ -115,6 +116,11 @@ func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.S
 	if err != nil {
 		return err
 	}
+	short, err := m.Int64ObservableGauge("apiserver_lb.memory_short",
+		metric.WithDescription("1 while memory is short: new clients are turned away, large requests are answered 429."))
+	if err != nil {
+		return err
+	}
 	expiry, err := m.Int64ObservableGauge("apiserver_lb.certificate.expiry.timestamp", metric.WithUnit("s"),
 		metric.WithDescription("When a certificate expires, in seconds since the epoch, by use and file; the earliest in the file."))
 	if err != nil {
@@ -136,18 +142,19 @@ func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.S
 			for _, s := range health.States() {
 				o.ObserveInt64(state, bit(s == current), metric.WithAttributes(name, attribute.String("state", s.String())))
 			}
-			short, long, home := b.Load()
-			o.ObserveInt64(load, short, metric.WithAttributes(name, attribute.String("class", "short")))
+			brief, long, home := b.Load()
+			o.ObserveInt64(load, brief, metric.WithAttributes(name, attribute.String("class", "short")))
 			o.ObserveInt64(load, long, metric.WithAttributes(name, attribute.String("class", "long")))
 			o.ObserveInt64(homed, home, metric.WithAttributes(name))
 		}
 		o.ObserveInt64(build, 1, metric.WithAttributes(attribute.String("version", version), attribute.String("goversion", runtime.Version())))
 		o.ObserveInt64(panicking, bit(set.Panicking()))
+		o.ObserveInt64(short, bit(memory.Short()))
 		for file, at := range earliestExpiries(store.Expiries()) {
 			o.ObserveInt64(expiry, at.Unix(), metric.WithAttributes(attribute.String("use", file.Use), attribute.String("file", file.File)))
 		}
 		return nil
-	}, info, state, load, homed, panicking, expiry, build)
+	}, info, state, load, homed, panicking, short, expiry, build)
 	return err
 }
 
