@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -422,6 +423,7 @@ func TestFailures(t *testing.T) {
 		recovered string
 		retry     bool
 	}
+	short := &FileError{Use: "a", Err: &os.PathError{Op: "open", Path: "a", Err: syscall.EMFILE}, part: "a"}
 	f := failures{}
 	for _, s := range []step{
 		{0, nil, "", "", false},
@@ -434,6 +436,10 @@ func TestFailures(t *testing.T) {
 		{72, []*FileError{broken("a", "z")}, "a", "", false},
 		{80, nil, "", "a", false},
 		{81, nil, "", "", false},
+		{90, []*FileError{short}, "", "", true},
+		{92, []*FileError{short}, "a", "", true}, // it says nothing of the file, and its end is no event
+		{200, []*FileError{short}, "", "", true},
+		{201, nil, "", "a", false},
 	} {
 		report, recovered, retry := f.observe(s.errs, noon.Add(time.Duration(s.at)*time.Second), 2*time.Second)
 		var reported []string

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Upgrades take a descriptor on both sides, so that none is left: neither for clients,
+// nor for backends, nor for a certificate that is to be read. The balancer serves those
+// whose connections stand, rests, and does what it had to put off when there is room.
+func TestNoDescriptorLeft(t *testing.T) {
+	const descriptors = 200
+	r := startProgram(t, func(s *site) { s.descriptors = descriptors })
+	client := r.client(r.pki.alice)
+	r.mustGet(client, objectPath)
+	var flood []*peer
+	defer func() {
+		for _, c := range flood {
+			c.hangUp()
+		}
+	}()
+	upgrade := func() *peer {
+		c, err := r.tryConnect("http/1.1")
+		if err != nil {
+			return nil
+		}
+		fmt.Fprintf(&c.out, "GET %s HTTP/1.1\r\nHost: kubernetes\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", heldPath)
+		c.flush()
+		return c
+	}
+	for range descriptors/2 - 10 {
+		if c := upgrade(); c != nil {
+			flood = append(flood, c)
+		}
+	}
+	// The rest goes to connections that say nothing, beyond what there is.
+	for range descriptors {
+		c, err := net.Dial("tcp", r.clients)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flood = append(flood, &peer{raw: c.(*net.TCPConn)})
+	}
+	eventually(t, "no descriptor is left", func() bool { return openFiles(t, r.pid) >= descriptors-2 })
+	r.log.await(t, said("a connection could not be accepted"))
+
+	renewed := issue(t, r.pki.clusterCA, "apiserver-lb", server("lb.example"), func(c *x509.Certificate) {
+		c.IPAddresses = append(c.IPAddresses, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(r.clients)).IP)
+	})
+	replacePair(t, r.dir, "tls", renewed)
+	before, begin := cpuTime(t, r.pid), time.Now()
+	for time.Since(begin) < 4*time.Second {
+		r.mustGet(client, objectPath)
+		time.Sleep(20 * time.Millisecond)
+	}
+	if used := cpuTime(t, r.pid) - before; used > time.Since(begin)/2 {
+		t.Errorf("%s of CPU in %s", used, time.Since(begin))
+	}
+	if err := syscall.Kill(r.pid, syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	r.log.await(t, said("reload: what could not be read"))
+	if n := len(r.log.list(said("backend state changed"))); n != 1 {
+		t.Errorf("the backend's state has changed %d times, want once, at the start", n)
+	}
+
+	for _, c := range flood {
+		c.hangUp()
+	}
+	flood, begin = nil, time.Now()
+	eventually(t, "a new client is served, with the new certificate", func() bool {
+		fresh := r.client(r.pki.alice)
+		defer fresh.CloseIdleConnections()
+		if r.get(fresh, objectPath).code != http.StatusOK {
+			return false
+		}
+		return r.served().Equal(renewed.Certificate)
+	})
+	c := upgrade()
+	if c == nil {
+		t.Fatal("no upgrade any more")
+	}
+	defer c.hangUp()
+	eventually(t, "an upgrade goes through", func() bool { return r.backend.inFlight.Load() == 1 })
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
