@@ -30,6 +30,7 @@ var documented = map[string]string{
 	"apiserver_lb_backend_state":                        "backend state",
 	"apiserver_lb_backend_in_flight":                    "backend class",
 	"apiserver_lb_backend_homed_connections":            "backend",
+	"apiserver_lb_memory_short":                         "",
 	"apiserver_lb_panic_mode":                           "",
 	"apiserver_lb_probes_total":                         "backend verdict",
 	"apiserver_lb_probe_duration_seconds":               "backend",
@@ -165,6 +166,7 @@ func TestMetrics(t *testing.T) {
 			`backend="api-0" state="ready"`: 1, `backend="api-0" state="draining"`: 0, `backend="api-0" state="dead"`: 0, `backend="api-0" state="unknown"`: 0,
 			`backend="api-1" state="ready"`: 0, `backend="api-1" state="draining"`: 1, `backend="api-1" state="dead"`: 0, `backend="api-1" state="unknown"`: 0},
 		"apiserver_lb_panic_mode":     {"": 0},
+		"apiserver_lb_memory_short":   {"": 0},
 		"apiserver_lb_refusals_total": {`reason="certificate"`: 1},
 		"apiserver_lb_backend_info": {
 			fmt.Sprintf(`address=%q backend="api-0" weight="7" zone="z1"`, s.apis[0].address): 1,
