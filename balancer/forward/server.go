@@ -247,19 +247,21 @@ func (s *Server) note(c net.Conn) bool {
 	if s.over {
 		return false
 	}
-	why := ""
+	why, reason := "", ""
 	switch {
 	case s.MaxConnections > 0 && len(s.clients) >= s.MaxConnections:
+		reason = balancer.ReasonConnections
 		why = "there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)"
 	case s.f.Core.Memory.Short():
+		reason = balancer.ReasonMemory
 		why = "memory is short (MemoryMax in a systemd unit, GOMEMLIMIT in the environment)"
 	}
-	if why != "" {
+	if reason != "" {
 		if now := time.Now(); now.Sub(s.turned) > turnedEvery {
 			s.turned = now
 			s.f.Log.Warn("clients are turned away: "+why, "connections", len(s.clients))
 		}
-		s.f.Metrics.Refused(balancer.ReasonConnections)
+		s.f.Metrics.Refused(reason)
 		return false
 	}
 	s.clients[c], s.young[c] = nil, struct{}{}
