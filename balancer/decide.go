@@ -69,9 +69,8 @@ func (c *Core) DecideInto(d *Decision, h *Head, cl *Client, now time.Time) *Refu
 }
 
 func (c *Core) decide(d *Decision, h *Head, cl *Client, now time.Time) *Refusal {
-	switch h.Method {
-	case "CONNECT", "TRACE":
-		return &Refusal{Code: 405, Reason: ReasonMethod, Message: "the method " + h.Method + " is not served"}
+	if refusal := BadMethod(h.Method); refusal != nil {
+		return refusal
 	}
 	if name := c.Headers.connectionForbids(h.Connection); name != "" {
 		return &Refusal{Code: 400, Reason: ReasonBadRequest,

@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -24,17 +23,24 @@ func headOf(r *http.Request) balancer.Head {
 		Subprotocols:  r.Header["Sec-Websocket-Protocol"],
 		ForwardedFor:  r.Header["X-Forwarded-For"],
 		AuditID:       r.Header.Get("Audit-Id"),
+		Upgrade:       upgradeOf(r),
 
 		ImpersonateUser:  r.Header["Impersonate-User"],
 		ImpersonateGroup: r.Header["Impersonate-Group"],
-	}
-	if r.ProtoMajor == 1 && httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") {
-		h.Upgrade = r.Header.Get("Upgrade")
 	}
 	if r.TLS != nil {
 		h.Chain = r.TLS.PeerCertificates
 	}
 	return h
+}
+
+// upgradeOf returns the protocol for which a request asks to leave HTTP, empty where it
+// does not. The guard of the connection tells such requests in the same way.
+func upgradeOf(r *http.Request) string {
+	if r.ProtoMajor == 1 && httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") {
+		return r.Header.Get("Upgrade")
+	}
+	return ""
 }
 
 // targetOf returns path and query byte for byte as the client sent them. Only the
@@ -58,26 +64,16 @@ func targetOf(r *http.Request) string {
 }
 
 // malformed refuses what net/http's server takes and its client does not send on
-// as it came, so that it is neither changed nor taken for a fault of the backend.
+// as it came, so that it is neither changed nor taken for a fault of the backend. Of
+// HTTP/1.1 nothing comes here that a guard has not looked at.
 func malformed(r *http.Request) *balancer.Refusal {
-	bad := func(format string, args ...any) *balancer.Refusal {
-		return &balancer.Refusal{Code: 400, Reason: balancer.ReasonBadRequest, Message: fmt.Sprintf(format, args...)}
-	}
 	if r.Method == "CONNECT" {
 		return nil // its target is an authority, and it is not served anyway
 	}
-	if targetOf(r) == "" {
-		return bad("the request target is neither a path nor an absolute URL")
+	if refusal := balancer.BadTarget(targetOf(r)); refusal != nil {
+		return refusal
 	}
-	if r.ProtoMajor == 2 && strings.Contains(r.RequestURI, " ") {
-		return bad("the request target contains a space")
-	}
-	for i := range len(r.Host) {
-		if r.Host[i] >= 0x80 {
-			return bad("the host %q is not ASCII", r.Host)
-		}
-	}
-	return nil
+	return balancer.BadHost(r.Host)
 }
 
 // setTarget makes req ask the backend for the target given, byte for byte, where

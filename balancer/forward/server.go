@@ -188,7 +188,11 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 		go s.serveHTTP2(t, client)
 		return
 	}
-	if !s.accepted.give(t) {
+	var conn net.Conn = t
+	if t.ConnectionState().NegotiatedProtocol != "h2" {
+		conn = newGuard(t, s.MaxHeaderBytes, func(r *balancer.Refusal, method string) []byte { return s.f.unread(r, method, client) })
+	}
+	if !s.accepted.give(conn) {
 		t.Close()
 		s.ended(t)
 	}
@@ -312,23 +316,41 @@ func (s *Server) ended(c net.Conn) {
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ctx = context.WithValue(ctx, servedKey{}, &served{conn: c})
-	return context.WithValue(ctx, clientKey{}, s.clients[c])
+	ctx = context.WithValue(ctx, servedKey{}, &served{conn: accepted(c)})
+	return context.WithValue(ctx, clientKey{}, s.clients[accepted(c)])
+}
+
+// accepted returns the connection that was accepted, of one that net/http serves.
+func accepted(c net.Conn) net.Conn {
+	if g, ok := c.(*guard); ok {
+		return g.Conn
+	}
+	return c
 }
 
 // served is a connection of net/http.
 type served struct {
 	conn  net.Conn
 	begun atomic.Bool // a request has come on it
+	left  atomic.Bool // one has come that asked to leave HTTP
 }
 
 type servedKey struct{}
 
-// serveHTTP notes the first request of a connection.
+// serveHTTP notes the first request of a connection, and what must be its last one.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
-	if c := r.Context().Value(servedKey{}).(*served); !c.begun.Load() && !c.begun.Swap(true) {
+	c := r.Context().Value(servedKey{}).(*served)
+	if !c.begun.Load() && !c.begun.Swap(true) {
 		s.begun(c.conn)
 		clientOf(r).Source.Begun()
+	}
+	if r.ProtoMajor == 1 {
+		if c.left.Load() {
+			// Its guard looks at nothing any more; what refuses an upgrade closes the
+			// connection, so this is not to be reached.
+			panic(http.ErrAbortHandler)
+		}
+		c.left.Store(upgradeOf(r) != "")
 	}
 	s.f.ServeHTTP(w, r)
 }
@@ -339,9 +361,9 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) connState(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateHijacked:
-		s.left(c)
+		s.left(accepted(c))
 	case http.StateClosed:
-		s.ended(c)
+		s.ended(accepted(c))
 	}
 }
 

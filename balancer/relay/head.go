@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"net/url"
 	"strconv"
 	"strings"
 
@@ -139,29 +138,13 @@ func parseLength(s string) (int64, bool) {
 // unusable refuses a request that HTTP/2 allows and that HTTP/1.1, or a backend,
 // could take for another one.
 func (h *requestHead) unusable() *balancer.Refusal {
-	bad := func(text string) *balancer.Refusal {
-		return &balancer.Refusal{Code: 400, Reason: balancer.ReasonBadRequest, Message: text}
-	}
-	switch {
-	case h.method == "CONNECT":
+	if h.method == "CONNECT" {
 		return nil // Decide refuses it
-	case h.path[0] != '/' && h.path != "*":
-		return bad("the request target is not a path")
-	case strings.ContainsAny(h.path, " \t"):
-		return bad("the request target contains a space")
-	case strings.Contains(h.path, "%"):
-		// Go's server, and so kube-apiserver, resets a stream with such a path, which
-		// would look like a fault of the backend.
-		if _, err := url.ParseRequestURI(h.path); err != nil {
-			return bad("the request target has a malformed percent-encoding")
-		}
 	}
-	for i := range len(h.authority) {
-		if h.authority[i] >= 0x80 {
-			return bad("the host is not ASCII")
-		}
+	if refusal := balancer.BadTarget(h.path); refusal != nil {
+		return refusal
 	}
-	return nil
+	return balancer.BadHost(h.authority)
 }
 
 // decisive returns what decisions need of the head.

@@ -18,18 +18,20 @@ const modulePath = "apiserver-lb"
 // and pick; configs, health and tlsconf stand alone. .golangci.yml says the
 // same to depguard, which marks the line in an editor.
 var layers = map[string][]string{
-	"configs":              nil,
-	"health":               nil,
-	"tlsconf":              nil,
-	"balancer":             {"balancer/backend", "balancer/pick", "tlsconf"},
-	"balancer/pick":        nil,
-	"balancer/backend":     {"balancer/pick", "health"},
-	"balancer/forward":     {"balancer", "balancer/backend", "health"},
-	"balancer/relay":       {"balancer", "balancer/backend", "balancer/relay/hpack", "health"},
-	"balancer/relay/hpack": nil,
+	"configs":                nil,
+	"health":                 nil,
+	"tlsconf":                nil,
+	"balancer":               {"balancer/backend", "balancer/pick", "tlsconf"},
+	"balancer/pick":          nil,
+	"balancer/backend":       {"balancer/pick", "health"},
+	"balancer/forward":       {"balancer", "balancer/backend", "balancer/forward/http1", "health"},
+	"balancer/forward/http1": {"balancer"},
+	"balancer/relay":         {"balancer", "balancer/backend", "balancer/relay/hpack", "health"},
+	"balancer/relay/hpack":   nil,
 
 	// For tests.
 	"balancer/internal/memnet":  nil,
+	"balancer/internal/rawhttp": nil,
 	"balancer/internal/testpki": {"tlsconf"},
 }
 
@@ -47,9 +49,10 @@ var confined = []struct {
 // barred names imports that a package must not have itself: what decides knows
 // nothing of net/http, so that both protocols can use it.
 var barred = map[string][]string{
-	"balancer":         {"net/http", "net/http/httputil"},
-	"balancer/pick":    {"net/http", "net/http/httputil"},
-	"balancer/backend": {"net/http", "net/http/httputil"},
+	"balancer":               {"net/http", "net/http/httputil"},
+	"balancer/pick":          {"net/http", "net/http/httputil"},
+	"balancer/backend":       {"net/http", "net/http/httputil"},
+	"balancer/forward/http1": {"net/http", "net/http/httputil"},
 }
 
 // listedPackage is what `go list -json` says of a package.

@@ -42,7 +42,7 @@ func TestTargets(t *testing.T) {
 	namespaces := "/api/v1/namespaces"
 	tests := []struct {
 		method, target string
-		refused        bool   // by the balancer: it is no target of a request
+		refused        bool   // by the balancer: it is no target of a request, or names another host
 		as             string // what is sent directly to compare with; empty: target
 	}{
 		{"GET", "/version", false, ""},
@@ -88,15 +88,17 @@ func TestTargets(t *testing.T) {
 		{"GET", namespaces + "/default/configmaps?fieldSelector=metadata.name%3Dnone?x=?", false, ""},
 		{"GET", namespaces + "?labelSelector=a%20in%20(b,c)", false, ""},
 		{"GET", namespaces + "?labelSelector=a+in+(b,c)", false, ""},
-		{"GET", "/%zz", false, ""},
-		{"GET", "/%", false, ""},
-		{"GET", "https://elsewhere.example.com/version", false, ""},
-		{"GET", "https://elsewhere.example.com//api", false, ""},
+		{"GET", "/%zz", true, ""},
+		{"GET", "/%", true, ""},
+		{"GET", "https://kubernetes/version", false, ""},
+		{"GET", "https://kubernetes//api", false, ""},
+		{"GET", "https://elsewhere.example.com/version", true, ""},
 		// An empty path is the path / (RFC 9110, section 4.2.3), and has to be sent as
 		// that to a server (RFC 9112, section 3.2.1).
-		{"GET", "https://elsewhere.example.com", false, "/"},
-		{"GET", "https://elsewhere.example.com?x=1", false, "/?x=1"},
-		{"GET", "http://kubernetes:1234/version?a=b", false, ""},
+		{"GET", "https://kubernetes", false, "/"},
+		{"GET", "https://kubernetes?x=1", false, "/?x=1"},
+		{"GET", "http://Kubernetes/version?a=b", false, ""},
+		{"GET", "http://kubernetes:1234/version?a=b", true, ""},
 		{"GET", "version", true, ""},
 		{"GET", "", true, ""},
 		{"OPTIONS", "*", false, ""},
@@ -320,6 +322,73 @@ func TestHTTP1(t *testing.T) {
 			}
 			if diff := cmp.Diff(both[0], both[1]); diff != "" {
 				t.Errorf("through the balancer (+) and directly (-):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestMalformed sends what two servers might take for different things. kube-apiserver
+// takes some of it; the balancer refuses all, ends the connection, and acts on nothing
+// that comes behind.
+func TestMalformed(t *testing.T) {
+	const version = "GET /version HTTP/1.1\r\nHost: kubernetes\r\n"
+	const behind = "GET /api HTTP/1.1\r\nHost: kubernetes\r\n\r\n"
+	post := func(coding, body string) string {
+		return "POST " + selfReviewPath + " HTTP/1.1\r\nHost: kubernetes\r\nContent-Type: application/json\r\nTransfer-Encoding: " + coding + "\r\n\r\n" + body
+	}
+	chunk := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(selfReview), selfReview)
+	tests := []struct {
+		name, request string
+		direct        int // what kube-apiserver answers
+		want          int
+	}{
+		{"length and coding", version + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 200, 400},
+		{"two lengths alike", version + "Content-Length: 0\r\nContent-Length: 0\r\n\r\n", 200, 400},
+		{"two lengths", version + "Content-Length: 0\r\nContent-Length: 1\r\n\r\n", 400, 400},
+		{"signed length", version + "Content-Length: +0\r\n\r\n", 400, 400},
+		{"folded field", version + "X: a\r\n b\r\n\r\n", 200, 400},
+		{"bare LF", strings.ReplaceAll(version, "\r\n", "\n") + "\n", 200, 400},
+		{"space before a colon", version + "Transfer-Encoding : chunked\r\n\r\n", 400, 400},
+		{"VT before chunked", version + "Transfer-Encoding: \x0bchunked\r\n\r\n", 400, 400},
+		{"unknown coding", post("gzip, chunked", chunk), 501, 501},
+		{"coding in HTTP/1.0", strings.Replace(version, "1.1", "1.0", 1) + "Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n", 200, 400},
+		{"hexadecimal prefix", post("chunked", "0x"+chunk), 400, 400},
+		{"negative chunk", post("chunked", "-"+chunk), 400, 400},
+		{"white space after a chunk size", post("chunked", strings.Replace(chunk, "\r\n", " \r\n", 1)), 201, 400},
+		{"LF in a chunk extension", post("chunked", strings.Replace(chunk, "\r\n", ";a\nb\r\n", 1)), 400, 400},
+		{"folded trailer", post("chunked", strings.TrimSuffix(chunk, "\r\n")+"X: a\r\n b\r\n\r\n"), 201, 400},
+		{"no Host", "GET /version HTTP/1.1\r\n\r\n", 400, 400},
+		{"two Hosts", version + "Host: kubernetes\r\n\r\n", 400, 400},
+		{"another host in the target", strings.Replace(version, "/version", "https://elsewhere.example.com/version", 1) + "\r\n", 200, 400},
+		{"CONNECT", "CONNECT kubernetes:443 HTTP/1.1\r\nHost: kubernetes:443\r\n\r\n", 404, 405},
+		{"TRACE", strings.Replace(version, "GET", "TRACE", 1) + "\r\n", 405, 405},
+		{"the preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, 505},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, s := range sides() {
+				want := tt.direct
+				if s.url == lb.URL {
+					want = tt.want
+				}
+				conn, from := dialRaw(t, s.url, caller{certificate: shared.PKI.Admin})
+				conn.SetDeadline(time.Now().Add(20 * time.Second))
+				if _, err := io.WriteString(conn, tt.request+behind); err != nil {
+					t.Fatal(err)
+				}
+				a := readRaw(t, from, "GET")
+				if a.Code != want {
+					t.Errorf("%s: the answer is %d %.300q, want %d", s.name, a.Code, a.Body, want)
+				}
+				if s.url != lb.URL {
+					continue
+				}
+				if !strings.HasPrefix(a.Body, `{"kind":"Status"`) || a.Header.Get("Connection") != "close" {
+					t.Errorf("the answer is %.300q %v, want a Status and Connection: close", a.Body, a.Header)
+				}
+				if rest, err := io.ReadAll(from); err != nil || len(rest) > 0 {
+					t.Errorf("after the refusal comes %.300q, %v", rest, err)
+				}
 			}
 		})
 	}

@@ -1,0 +1,144 @@
+package http1
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"apiserver-lb/balancer/internal/rawhttp"
+)
+
+// requests are what all layers are tested with, and those that are too large for a file.
+var requests = append(rawhttp.Requests(),
+	rawhttp.Case{Input: "GET / HTTP/1.1\r\nHost: h\r\nX: " + strings.Repeat("x", 60<<10) + "\r\n\r\n", Passed: 1},
+	rawhttp.Case{Input: "GET / HTTP/1.1\r\nHost: h\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", Code: 431},
+	rawhttp.Case{Input: "GET / HTTP/1.1\r\nHost: h\r\n" + strings.Repeat("X: y\r\n", 20<<10), Code: 431},
+	rawhttp.Case{Input: strings.Repeat("x", 64<<10) + "x", Code: 414},
+	rawhttp.Case{Input: chunked(strings.Repeat("3;"+strings.Repeat("a", 1000)+"\r\nabc\r\n", 10)), Code: 400, Mentions: "too many"},
+	rawhttp.Case{Input: chunked("0\r\nA: " + strings.Repeat("b", 3<<10) + "\r\n\r\n"), Code: 400, Mentions: "too long"},
+)
+
+// chunked is a POST with the body given, in chunks.
+func chunked(body string) string {
+	return "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+}
+
+func TestRequests(t *testing.T) {
+	for _, c := range requests {
+		t.Run(fmt.Sprintf("%.60q", c.Input), func(t *testing.T) {
+			for _, step := range []int{1, 2, 3, 7, len(c.Input) + 1} {
+				s := NewRequests(64 << 10)
+				var refused string
+				code := 0
+				for at := 0; at < len(c.Input); {
+					k := min(step, len(c.Input)-at)
+					n, refusal := s.Scan([]byte(c.Input[at : at+k]))
+					if refusal != nil {
+						refused, code = refusal.Message, refusal.Code
+						break
+					}
+					at += n
+				}
+				if code != c.Code || !strings.Contains(refused, c.Mentions) {
+					t.Errorf("%d bytes at a time: %d %q, want %d %q", step, code, refused, c.Code, c.Mentions)
+				}
+			}
+			o := scan(t, []byte(c.Input), one)
+			passed, begin := 0, 0
+			for _, end := range o.ends {
+				if c.Input[begin:end] != "\r\n" { // that is passed over after a POST
+					passed++
+				}
+				begin = end
+			}
+			if o.state == rest {
+				passed++
+			}
+			if passed != c.Passed {
+				t.Errorf("%d requests pass, want %d", passed, c.Passed)
+			}
+			agrees(t, []byte(c.Input), o)
+		})
+	}
+}
+
+// answers are inputs and what becomes of them: whether the answer to a GET, to a HEAD,
+// has come to its end, and what the refusal says.
+var answers = []struct {
+	input     string
+	get, head bool   // what comes after the head of an answer to HEAD is no part of it
+	refused   string // of the answer to a GET
+}{
+	{"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", true, true, ""},
+	{"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", false, true, ""},
+	{"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", true, true, ""},
+	{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nA: b\r\n\r\n", true, true, ""},
+	{"HTTP/1.1 200 OK\r\n\r\nall that comes", false, true, ""},
+	{"HTTP/1.0 200 OK\r\n\r\nall that comes", false, true, ""},
+	{"HTTP/1.1 204 No Content\r\n\r\n", true, true, ""},
+	{"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", true, true, ""},
+	{"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", true, true, ""},
+	{"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n\x00\n", false, false, ""},
+
+	{"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcd", true, true, "no part of an answer"},
+	{"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", true, true, "no part of an answer"},
+	{"HTTP/1.1 204 No Content\r\n\r\n\r\n", true, true, "no part of an answer"},
+	{"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", false, false, "both"},
+	{"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", false, false, "more than one"},
+	{"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabc", false, false, "number"},
+	{"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nabc", false, false, "chunked"},
+	{"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", false, false, "HTTP/1.0"},
+	{"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n", false, false, "folded"},
+	{"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", false, false, "LF"},
+	{"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n", false, false, "token"},
+	{"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\n", false, false, "LF"},
+	{"HTTP/1.1 200\r\n\r\n", false, false, "status"},
+	{"HTTP/1.1 2000 OK\r\n\r\n", false, false, "status"},
+	{"HTTP/1.1 099 OK\r\n\r\n", false, false, "status"},
+	{"HTTP/1.1 200 O\x00K\r\n\r\n", false, false, "control"},
+	{"HTTP/2.0 200 OK\r\n\r\n", false, false, "version"},
+	{"ICY 200 OK\r\n\r\n", false, false, "version"},
+	{"HTTP/1.1 100 Continue\r\nContent-Length: 3\r\n\r\n", false, false, "none may be"},
+	{"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", false, false, "none may be"},
+	{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-3\r\nabc", false, true, "hexadecimal"},
+	{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n", false, true, "longer"},
+}
+
+func TestAnswers(t *testing.T) {
+	for _, c := range answers {
+		for _, method := range []string{"GET", "HEAD"} {
+			s := NewAnswers(64 << 10)
+			s.Expect(method)
+			n, refusal := s.Scan([]byte(c.input))
+			want := c.get
+			if method == "HEAD" {
+				want = c.head
+			}
+			if ended := s.state == unexpected; ended != want {
+				t.Errorf("%s: %q: ended is %v after %d bytes", method, c.input, ended, n)
+			}
+			if method == "GET" && ((refusal != nil) != (c.refused != "") || refusal != nil && !strings.Contains(refusal.Message, c.refused)) {
+				t.Errorf("%q: %v, want %q", c.input, refusal, c.refused)
+			}
+		}
+	}
+	s := NewAnswers(64 << 10)
+	if n, refusal := s.Scan([]byte("H")); n != 0 || refusal == nil {
+		t.Errorf("an answer that nobody asked for: %d, %v", n, refusal)
+	}
+}
+
+// BenchmarkRequests is what a request of kubectl costs.
+func BenchmarkRequests(b *testing.B) {
+	input := []byte("GET /api/v1/namespaces/default/pods?limit=500 HTTP/1.1\r\nHost: kubernetes.example.com:6443\r\nUser-Agent: kubectl/v1.36.0 (linux/amd64) kubernetes/0123456\r\n" +
+		"Accept: application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json\r\n" +
+		"Authorization: Bearer " + strings.Repeat("x", 900) + "\r\nKubectl-Command: kubectl get\r\nKubectl-Session: 01234567-89ab-cdef-0123-456789abcdef\r\nAccept-Encoding: gzip\r\n\r\n")
+	s := NewRequests(1 << 20)
+	b.SetBytes(int64(len(input)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, refusal := s.Scan(input); refusal != nil {
+			b.Fatal(refusal)
+		}
+	}
+}
