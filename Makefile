@@ -68,8 +68,8 @@ demo: build ## run three real kube-apiservers with the balancer in front, until 
 	@exec bin/devcluster demo --balancer bin/apiserver-lb $(DEMOFLAGS)
 
 .PHONY: test
-test: bin/testsum need-cc ## run every test: vet, unit, image, e2e against real kube-apiservers
-	@bin/testsum $(VET) $(UNIT) $(IMAGE) $(E2E)
+test: bin/testsum need-cc ## run every test: vet, unit, image, e2e against real kube-apiservers, FIPS
+	@bin/testsum $(VET) $(UNIT) $(IMAGE) $(E2E) $(FIPS)
 
 .PHONY: test-unit
 test-unit: bin/testsum need-cc ## vet and unit tests, with the race detector
