@@ -53,8 +53,9 @@ type Limits struct {
 // microsecond.
 const limitShards = 64
 
-// restingAccounts bounds the accounts of requesters who have nothing in flight. They
-// are kept until their rate has recovered, for seconds, and each takes about 200 bytes.
+// restingAccounts bounds the accounts of requesters who have nothing in flight, which
+// are kept until their rate has recovered and somebody else comes. Each takes about 300
+// bytes.
 const restingAccounts = 1 << 16
 
 type limitShard struct {
@@ -191,13 +192,13 @@ func (l *Limits) admit(who requester, long bool, now time.Time) (Admission, *Ref
 	s := &l.shards[maphash.Comparable(l.seed, who)%limitShards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sweep(now)
 	a := s.accounts[who]
 	if a == nil {
 		a = &account{shard: s, who: who, limit: limit, tokens: limit.burst(), at: now}
 		s.accounts[who] = a
 	}
 	s.wake(a)
+	s.sweep(now)
 	if r := a.take(long, now); r != nil {
 		s.rest(a)
 		return Admission{}, r
@@ -290,10 +291,6 @@ func (s *limitShard) wake(a *account) {
 // that has been there for longest where there are too many.
 func (s *limitShard) rest(a *account) {
 	if a.short > 0 || a.long > 0 {
-		return
-	}
-	if a.limit.Rate == 0 {
-		delete(s.accounts, a.who) // there is nothing to remember
 		return
 	}
 	a.prev, a.next = &s.resting, s.resting.next

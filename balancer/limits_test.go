@@ -75,6 +75,20 @@ func TestLimitsOff(t *testing.T) {
 	}
 }
 
+// Whoever comes again and again costs no memory.
+func TestLimitsAllocations(t *testing.T) {
+	for _, l := range []Limit{{InFlight: 5}, {Rate: 1e6, Burst: 1e6}} {
+		c, cl, d, now := limited(l), clientAt("192.0.2.7"), requestOf("uanna", Short), t0
+		if n := testing.AllocsPerRun(100, func() {
+			now = now.Add(time.Second)
+			x, _ := c.Admit(d, cl, now)
+			x.Release()
+		}); n != 0 {
+			t.Errorf("%+v: %v allocations for a request", l, n)
+		}
+	}
+}
+
 func TestLimitInFlight(t *testing.T) {
 	c := limited(Limit{InFlight: 2, LongRunning: 1})
 	cl := clientAt("192.0.2.7")
