@@ -34,21 +34,19 @@ const (
 type state int
 
 const (
-	startLine  state = iota // or a blank line, where one is tolerated
-	fields                  // a field line, or the end of the head
-	body                    // left bytes of a body
-	chunkSize               // the line before a chunk
-	chunk                   // left bytes of a chunk
-	chunkEnd                // the line's end after it
-	trailers                // a field line, or the end of the message
-	rest                    // bytes that are no messages, to the end of the connection
-	unexpected              // nothing: no answer is due
+	startLine state = iota // or a blank line, where one is tolerated
+	fields                 // a field line, or the end of the head
+	body                   // left bytes of a body
+	chunkSize              // the line before a chunk
+	chunk                  // left bytes of a chunk
+	chunkEnd               // the line's end after it
+	trailers               // a field line, or the end of the message
+	rest                   // bytes that are no messages, to the end of the connection
 )
 
-// Scanner follows one direction of a connection. It is for one goroutine at a time.
+// Scanner follows what a client sends. It is for one goroutine at a time.
 type Scanner struct {
 	// Static after construction.
-	answers bool
 	maxHead int
 
 	state      state
@@ -65,7 +63,6 @@ type Scanner struct {
 // message is what is known of a head.
 type message struct {
 	old       bool   // HTTP/1.0
-	status    int    // of an answer
 	authority string // of a target in absolute form
 	host      string
 	hosts     int
@@ -78,20 +75,6 @@ type message struct {
 
 // NewRequests returns a scanner of what a client sends. A head has at most maxHead bytes.
 func NewRequests(maxHead int) *Scanner { return &Scanner{maxHead: maxHead} }
-
-// NewAnswers returns a scanner of what a server sends; see Expect.
-func NewAnswers(maxHead int) *Scanner {
-	return &Scanner{answers: true, maxHead: maxHead, state: unexpected}
-}
-
-// Expect says that the answer to a request with this method is due next. One answer is
-// due at a time.
-func (s *Scanner) Expect(method string) {
-	s.method = method
-	if s.state == unexpected {
-		s.begin()
-	}
-}
 
 // Method returns the method of the request that is under way, empty where it has not
 // come or is malformed.
@@ -114,8 +97,6 @@ func (s *Scanner) Scan(p []byte) (n int, refusal *balancer.Refusal) {
 			}
 		case rest:
 			n = len(p)
-		case unexpected:
-			s.refusal = bad("something comes that is no part of an answer")
 		default:
 			k := bytes.IndexByte(p[n:], '\n') + 1
 			if k == 0 {
@@ -182,26 +163,20 @@ func (s *Scanner) Spoil() string {
 
 // begin is the beginning of a message.
 func (s *Scanner) begin() {
-	s.state, s.size, s.msg = startLine, 0, message{}
-	if !s.answers {
-		s.method = ""
-	}
+	s.state, s.size, s.msg, s.method = startLine, 0, message{}, ""
 }
 
 // ended is the end of a message.
 func (s *Scanner) ended() {
-	switch {
-	case s.answers:
-		s.state = unexpected
-	case s.msg.upgrade:
+	if s.msg.upgrade {
 		// Whatever the answer is, this connection has no further request.
 		s.state = rest
-	default:
-		// Some old clients send a blank line after a POST (RFC 9112, section 2.2), and
-		// net/http passes over it there.
-		s.blank = s.method == "POST"
-		s.begin()
+		return
 	}
+	// Some old clients send a blank line after a POST (RFC 9112, section 2.2), and
+	// net/http passes over it there.
+	s.blank = s.method == "POST"
+	s.begin()
 }
 
 // filled is the end of the bytes that were left.
@@ -236,9 +211,6 @@ func (s *Scanner) take(part []byte) *balancer.Refusal {
 			s.blank = false
 			s.size = 0
 			return nil
-		}
-		if s.answers {
-			return s.statusLine(line)
 		}
 		return s.requestLine(line)
 	case fields:
@@ -348,25 +320,6 @@ func (s *Scanner) absolute(target string) (path string, _ *balancer.Refusal) {
 	return path, nil
 }
 
-// statusLine takes the first line of an answer (RFC 9112, section 4).
-func (s *Scanner) statusLine(line []byte) *balancer.Refusal {
-	v, after, _ := bytes.Cut(line, []byte(" "))
-	old, refusal := version(v)
-	if refusal != nil {
-		return refusal
-	}
-	if len(after) < 4 || !digit(after[0]) || !digit(after[1]) || !digit(after[2]) || after[3] != ' ' || after[0] == '0' {
-		return bad("the status line has no status code")
-	}
-	if !validValue(after) {
-		return bad("the status line has a control character")
-	}
-	s.msg.old = old
-	s.msg.status = int(after[0]-'0')*100 + int(after[1]-'0')*10 + int(after[2]-'0')
-	s.state = fields
-	return nil
-}
-
 // split takes a field line apart (RFC 9112, section 5).
 func split(line []byte) (name, value []byte, _ *balancer.Refusal) {
 	if line[0] == ' ' || line[0] == '\t' {
@@ -395,7 +348,7 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 	switch which(name) {
 	case fieldHost:
 		m.host = string(value)
-		if m.hosts++; m.hosts > 1 && !s.answers {
+		if m.hosts++; m.hosts > 1 {
 			return bad("more than one Host")
 		}
 	case fieldContentLength:
@@ -411,7 +364,7 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 	case fieldConnection:
 		m.upgrade = m.upgrade || httpguts.HeaderValuesContainsToken([]string{string(value)}, "upgrade")
 	case fieldUpgrade:
-		if m.protocols++; !s.answers && (m.protocols > 1 || len(value) == 0) {
+		if m.protocols++; m.protocols > 1 || len(value) == 0 {
 			return bad("more than one Upgrade, or an empty one")
 		}
 	case fieldTrailer:
@@ -421,7 +374,7 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 			}
 		}
 	case fieldExpect:
-		if !s.answers && !equalFold(value, "100-continue") {
+		if !equalFold(value, "100-continue") {
 			return &balancer.Refusal{Code: 417, Reason: balancer.ReasonBadRequest, Message: "nothing but 100-continue can be expected"}
 		}
 	}
@@ -456,9 +409,6 @@ func (s *Scanner) headEnd() *balancer.Refusal {
 	if m.coding && m.lengths > 0 {
 		return bad("both Content-Length and Transfer-Encoding")
 	}
-	if s.answers {
-		return s.answerHeadEnd()
-	}
 	if m.hosts == 0 && !m.old {
 		return bad("no Host")
 	}
@@ -484,27 +434,6 @@ func (s *Scanner) bodyBegins() {
 	default:
 		s.ended()
 	}
-}
-
-// answerHeadEnd takes the end of the head of an answer (RFC 9112, section 6.3).
-func (s *Scanner) answerHeadEnd() *balancer.Refusal {
-	m := &s.msg
-	if (m.status < 200 || m.status == 204) && (m.coding || m.length > 0) {
-		return bad("an answer with a body where none may be")
-	}
-	switch {
-	case m.status == 101:
-		s.state = rest
-	case m.status < 200:
-		s.begin() // the answer itself is still due
-	case s.method == "HEAD" || m.status == 204 || m.status == 304:
-		s.ended()
-	case m.coding || m.lengths > 0:
-		s.bodyBegins()
-	default:
-		s.state = rest // until the connection ends
-	}
-	return nil
 }
 
 // chunkLine takes the line before a chunk (RFC 9112, section 7.1). White space, which
