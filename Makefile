@@ -112,6 +112,11 @@ bench: build ## compare with HAProxy, nginx, Caddy and no proxy: CPU, throughput
 	go build -o bin/bench ./cmd/bench
 	@exec bin/bench -balancer bin/apiserver-lb -haproxy '$(HAPROXY)' -runs $(RUNS) -duration $(DURATION) -o '$(BENCH_REPORT)' -plot '$(BENCH_PLOT)' $(BENCHFLAGS)
 
+.PHONY: attack
+attack: build ## attack over HTTP/2, beside HAProxy and a plain Go proxy: what it costs, and what others get
+	go build -o bin/bench ./cmd/bench
+	@exec bin/bench -attacks -balancer bin/apiserver-lb -haproxy '$(HAPROXY)' $(BENCHFLAGS)
+
 .PHONY: faults
 faults: build ## make real kube-apiservers fail behind the balancer and other proxies, and compare
 	$(call need,haproxy,haproxy,to compare with)

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"apiserver-lb/cmd/internal/attack"
 )
 
 // Upgrades take a descriptor on both sides, so that none is left: neither for clients,
@@ -30,7 +32,7 @@ func TestNoDescriptorLeft(t *testing.T) {
 		if err != nil {
 			return nil
 		}
-		fmt.Fprintf(&c.out, "GET %s HTTP/1.1\r\nHost: kubernetes\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", heldPath)
+		fmt.Fprintf(&c.Out, "GET %s HTTP/1.1\r\nHost: kubernetes\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", heldPath)
 		c.flush()
 		return c
 	}
@@ -45,7 +47,7 @@ func TestNoDescriptorLeft(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		flood = append(flood, &peer{raw: c.(*net.TCPConn)})
+		flood = append(flood, &peer{Conn: &attack.Conn{Raw: c.(*net.TCPConn)}})
 	}
 	eventually(t, "no descriptor is left", func() bool { return openFiles(t, r.pid) >= descriptors-2 })
 	r.log.await(t, said("a connection could not be accepted"))

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
+
+	"apiserver-lb/cmd/internal/attack"
 )
 
 // TestResets opens streams and has each reset at once: by the client (rapid reset,
@@ -20,17 +20,8 @@ import (
 func TestResets(t *testing.T) {
 	t.Parallel()
 	const resets, atOnce = 1100, 50
-	for _, test := range []struct {
-		name  string
-		reset func(c *peer, id uint32)
-	}{
-		{"RST_STREAM", func(c *peer, id uint32) { c.frames.WriteRSTStream(id, http2.ErrCodeCancel) }},
-		{"WINDOW_UPDATE of 0", func(c *peer, id uint32) { c.frames.WriteWindowUpdate(id, 0) }},
-		{"WINDOW_UPDATE beyond the limit", func(c *peer, id uint32) { c.frames.WriteWindowUpdate(id, 1<<31-1) }},
-		{"DATA on a half-closed stream", func(c *peer, id uint32) { c.frames.WriteData(id, false, []byte("late")) }},
-		{"HEADERS on a half-closed stream", func(c *peer, id uint32) { c.headers(id, true, c.fields("x-late", "yes")) }},
-	} {
-		t.Run(test.name, func(t *testing.T) {
+	for _, test := range attack.Resets {
+		t.Run(test.Name, func(t *testing.T) {
 			t.Parallel()
 			r := startProgram(t)
 			c := r.dial()
@@ -39,15 +30,15 @@ func TestResets(t *testing.T) {
 			for err := error(nil); err == nil && sent < resets; {
 				for range atOnce {
 					id := uint32(2*sent + 1)
-					c.get(id, heldPath)
-					test.reset(c, id)
+					c.Get(id, heldPath)
+					test.Reset(c.Conn, id)
 					sent++
 				}
 				err = c.flush()
 			}
 			c.wantEnd(soon, fmt.Sprintf("at most %d resets", sent))
 			c.mu.Lock()
-			if c.goAway != nil && test.name == "RST_STREAM" && *c.goAway != http2.ErrCodeEnhanceYourCalm {
+			if c.goAway != nil && test.Name == "RST_STREAM" && *c.goAway != http2.ErrCodeEnhanceYourCalm {
 				t.Errorf("GOAWAY says %v, want ENHANCE_YOUR_CALM", *c.goAway)
 			}
 			c.mu.Unlock()
@@ -64,18 +55,13 @@ func TestResets(t *testing.T) {
 // enough, far below what http.maxHeaderBytes allows.
 func TestContinuationFlood(t *testing.T) {
 	t.Parallel()
-	for name, value := range map[string]string{"of 4 kB": strings.Repeat("a", 4000), "empty": ""} {
-		t.Run(name, func(t *testing.T) {
+	for i, fragments := range attack.Continuations {
+		t.Run(fragments.Name, func(t *testing.T) {
 			t.Parallel()
 			c := startProgram(t).dial()
-			c.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true,
-				BlockFragment: c.fields(":method", "GET", ":scheme", "https", ":authority", "kubernetes", ":path", objectPath)})
+			c.BeginContinuations(objectPath)
 			for range 20 {
-				var fragment []byte
-				if value != "" {
-					fragment = c.fields("x-more", value)
-				}
-				c.frames.WriteContinuation(1, false, fragment)
+				c.Continue(i)
 			}
 			c.flush()
 			c.wantEnd(soon, "20 frames of CONTINUATION")
@@ -88,14 +74,11 @@ func TestContinuationFlood(t *testing.T) {
 func TestHPACKBomb(t *testing.T) {
 	t.Parallel()
 	c := startProgram(t).dial()
-	c.fields(":method", "GET", ":scheme", "https", ":authority", "kubernetes", ":path", objectPath)
-	for range 3900 {
-		c.hpack.WriteField(hpack.HeaderField{Name: "x", Value: strings.Repeat("a", 4000)})
+	block := c.Bomb(objectPath)
+	if len(block) > 8<<10 {
+		t.Fatalf("the block takes %d bytes: its fields do not come from the table", len(block))
 	}
-	if c.block.Len() > 8<<10 {
-		t.Fatalf("the block takes %d bytes: its fields do not come from the table", c.block.Len())
-	}
-	c.headers(1, true, c.block.Bytes())
+	c.Headers(1, true, block)
 	c.flush()
 	c.wantEnd(soon, "a header block that stands for 15 MB")
 }
@@ -105,39 +88,28 @@ func TestHPACKBomb(t *testing.T) {
 func TestFloods(t *testing.T) {
 	t.Parallel()
 	const frames, atOnce = 200_000, 1000
-	for _, test := range []struct {
-		name  string
-		write func(f *http2.Framer) // stream 1 is open, with a body to come
-	}{
-		{"SETTINGS", func(f *http2.Framer) { f.WriteSettings() }},
-		{"PING", func(f *http2.Framer) { f.WritePing(false, [8]byte{}) }},
-		{"empty DATA", func(f *http2.Framer) { f.WriteData(1, false, nil) }},
-		{"PRIORITY", func(f *http2.Framer) { f.WritePriority(1, http2.PriorityParam{Weight: 1}) }},
-		{"WINDOW_UPDATE", func(f *http2.Framer) { f.WriteWindowUpdate(0, 1) }},
-		{"WINDOW_UPDATE of a stream", func(f *http2.Framer) { f.WriteWindowUpdate(1, 1) }},
-		{"unknown", func(f *http2.Framer) { f.WriteRawFrame(0x42, 0, 0, []byte("whatever")) }},
-	} {
+	for _, test := range attack.Floods {
 		for _, reads := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s/read=%t", test.name, reads), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s/read=%t", test.Name, reads), func(t *testing.T) {
 				t.Parallel()
 				r := startProgram(t)
 				c := r.dial()
 				if reads {
 					c.read(acks)
 				}
-				c.post(1, objectPath)
+				c.Post(1, objectPath)
 				err := c.flush()
 				if err != nil {
 					t.Fatal(err)
 				}
 				for range atOnce {
-					test.write(c.frames)
+					test.Write(c.Conn)
 				}
-				flood := bytes.Clone(c.out.Bytes())
-				c.out.Reset()
+				flood := bytes.Clone(c.Out.Bytes())
+				c.Out.Reset()
 				sent, start := 0, time.Now()
 				for err = nil; err == nil && sent < frames; sent += atOnce {
-					c.out.Write(flood)
+					c.Out.Write(flood)
 					err = c.flush()
 				}
 				if errors.Is(err, os.ErrDeadlineExceeded) {

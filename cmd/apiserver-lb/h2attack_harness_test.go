@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -25,6 +24,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"apiserver-lb/cmd/internal/attack"
 )
 
 // soon bounds what happens at once, on a machine that has other things to do.
@@ -241,14 +242,9 @@ func (b *h2backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // peer is a client that speaks HTTP/2 by hand.
 type peer struct {
 	*testing.T
-	raw    *net.TCPConn
-	conn   *tls.Conn
-	frames *http2.Framer // writes into out
-	out    bytes.Buffer  // what flush writes
-	block  bytes.Buffer  // what fields writes
-	hpack  *hpack.Encoder
-	done   chan struct{} // made by read, closed when the connection has ended
-	bell   bell
+	*attack.Conn
+	done chan struct{} // made by read, closed when the connection has ended
+	bell bell
 
 	// Guarded by mu.
 	mu      sync.Mutex
@@ -270,31 +266,17 @@ type stream struct {
 // tryConnect opens a connection of alice's on which a protocol is spoken, without a word
 // yet. The caller hangs up.
 func (r *program) tryConnect(protocol string) (*peer, error) {
-	raw, err := net.Dial("tcp", r.clients)
+	config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, Certificates: []tls.Certificate{r.pki.alice.pair()}}
+	c, err := attack.Dial(r.clients, config, patience)
 	if err != nil {
 		return nil, err
 	}
-	c := &peer{T: r.T, raw: raw.(*net.TCPConn), streams: map[uint32]*stream{}}
-	// Whoever never reads must not fill the memory of the machine.
-	c.raw.SetReadBuffer(64 << 10)
-	c.conn = tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, Certificates: []tls.Certificate{r.pki.alice.pair()}})
-	c.raw.SetDeadline(time.Now().Add(patience))
-	if err := c.conn.Handshake(); err != nil {
-		c.hangUp()
-		return nil, err
-	}
-	c.raw.SetDeadline(time.Time{})
-	c.frames = http2.NewFramer(&c.out, nil)
-	c.frames.AllowIllegalWrites = true
-	c.hpack = hpack.NewEncoder(&c.block)
-	return c, nil
+	return &peer{T: r.T, Conn: c, streams: map[uint32]*stream{}}, nil
 }
 
 // hangUp closes the connection without a word.
 func (c *peer) hangUp() {
-	// Not conn.Close, which waits for a peer that does not read.
-	c.raw.SetLinger(0)
-	c.raw.Close()
+	c.HangUp()
 	if c.done != nil {
 		<-c.done
 	}
@@ -315,58 +297,16 @@ func (r *program) connect() *peer {
 func (r *program) dial(settings ...http2.Setting) *peer {
 	r.Helper()
 	c := r.connect()
-	c.greet(settings...)
+	c.Greet(settings...)
 	if err := c.flush(); err != nil {
 		r.Fatal(err)
 	}
 	return c
 }
 
-// greet writes the preface.
-func (c *peer) greet(settings ...http2.Setting) {
-	c.out.WriteString(http2.ClientPreface)
-	c.frames.WriteSettings(settings...)
-}
-
 // flush writes what has gathered. An error says that the connection has ended, or
 // that nobody reads at the other end.
-func (c *peer) flush() error {
-	c.conn.SetWriteDeadline(time.Now().Add(soon))
-	_, err := c.conn.Write(c.out.Bytes())
-	c.out.Reset()
-	return err
-}
-
-// fields returns the header block of names and values in turn. Long values stay out
-// of the table.
-func (c *peer) fields(namesAndValues ...string) []byte {
-	c.block.Reset()
-	for i := 0; i < len(namesAndValues); i += 2 {
-		c.hpack.WriteField(hpack.HeaderField{Name: namesAndValues[i], Value: namesAndValues[i+1], Sensitive: len(namesAndValues[i+1]) > 1000})
-	}
-	return c.block.Bytes()
-}
-
-// headers writes a block in frames of the size that every peer takes.
-func (c *peer) headers(id uint32, endStream bool, block []byte) {
-	const frame = 16 << 10
-	n := min(len(block), frame)
-	c.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block[:n], EndStream: endStream, EndHeaders: n == len(block)})
-	for block = block[n:]; len(block) > 0; block = block[n:] {
-		n = min(len(block), frame)
-		c.frames.WriteContinuation(id, n == len(block), block[:n])
-	}
-}
-
-// get writes a GET request.
-func (c *peer) get(id uint32, path string, more ...string) {
-	c.headers(id, true, c.fields(append([]string{":method", "GET", ":scheme", "https", ":authority", "kubernetes", ":path", path}, more...)...))
-}
-
-// post writes the head of a POST request.
-func (c *peer) post(id uint32, path string) {
-	c.headers(id, false, c.fields(":method", "POST", ":scheme", "https", ":authority", "kubernetes", ":path", path))
-}
+func (c *peer) flush() error { return c.Flush(soon) }
 
 // manners are what a peer does by itself.
 type manners int
@@ -382,7 +322,7 @@ func (c *peer) read(m manners) {
 		return
 	}
 	c.done = make(chan struct{})
-	in := http2.NewFramer(c.conn, bufio.NewReaderSize(c.conn, 64<<10))
+	in := http2.NewFramer(c.TLS, bufio.NewReaderSize(c.TLS, 64<<10))
 	in.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	go func() {
 		defer close(c.done)
@@ -483,7 +423,7 @@ func (c *peer) wantEnd(within time.Duration, what string) (ended bool) {
 // wantOpen wants the connection to serve, with nothing said against it.
 func (c *peer) wantOpen(id uint32) {
 	c.Helper()
-	c.get(id, objectPath)
+	c.Get(id, objectPath)
 	if err := c.flush(); err != nil {
 		c.Fatalf("the connection has ended: %s; %v", c.end(), err)
 	}

@@ -29,7 +29,7 @@ func TestManyWatches(t *testing.T) {
 		}
 	}
 	for i := range watches {
-		c.get(id(i), watchPath)
+		c.Get(id(i), watchPath)
 	}
 	if err := c.flush(); err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func TestManyWatches(t *testing.T) {
 	close(r.backend.event)
 	c.await("the second event of each watch", have(2))
 	for i := range watches {
-		c.frames.WriteRSTStream(id(i), http2.ErrCodeCancel)
+		c.Frames.WriteRSTStream(id(i), http2.ErrCodeCancel)
 	}
 	if err := c.flush(); err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestLargeHeads(t *testing.T) {
 		{objectPath + "?" + long, "", fmt.Sprintf("target %d, x-long 0, body 0", len(objectPath)+1+len(long))},
 	} {
 		id := uint32(2*i + 1)
-		c.get(id, test.path, "x-long", test.field)
+		c.Get(id, test.path, "x-long", test.field)
 		if err := c.flush(); err != nil {
 			t.Fatal(err)
 		}
@@ -86,8 +86,8 @@ func TestBusyClients(t *testing.T) {
 			tick := time.NewTicker(5 * time.Millisecond)
 			defer tick.Stop()
 			for i := range requests {
-				c.frames.WritePing(false, [8]byte{byte(i)})
-				c.get(uint32(2*i+1), objectPath)
+				c.Frames.WritePing(false, [8]byte{byte(i)})
+				c.Get(uint32(2*i+1), objectPath)
 				if err := c.flush(); err != nil {
 					t.Fatalf("closed after %d requests: %s", i, c.end())
 				}
@@ -108,9 +108,9 @@ func TestBusyClients(t *testing.T) {
 			const posts = 1000
 			for i := range posts {
 				id := uint32(2*i + 1)
-				c.post(id, objectPath)
-				c.frames.WriteData(id, false, []byte("{}"))
-				c.frames.WriteData(id, true, nil)
+				c.Post(id, objectPath)
+				c.Frames.WriteData(id, false, []byte("{}"))
+				c.Frames.WriteData(id, true, nil)
 				if i%100 < 99 {
 					continue
 				}
@@ -123,11 +123,11 @@ func TestBusyClients(t *testing.T) {
 		}},
 		{"a body in small frames", func(t *testing.T, c *peer) uint32 {
 			const frames = 3000
-			c.post(1, objectPath)
+			c.Post(1, objectPath)
 			for range frames {
-				c.frames.WriteData(1, false, []byte("0123456789"))
+				c.Frames.WriteData(1, false, []byte("0123456789"))
 			}
-			c.frames.WriteData(1, true, nil)
+			c.Frames.WriteData(1, true, nil)
 			if err := c.flush(); err != nil {
 				t.Fatal(err)
 			}
@@ -136,7 +136,7 @@ func TestBusyClients(t *testing.T) {
 		}},
 		// read opens both windows for each frame of DATA.
 		{"a download with updates of windows", func(t *testing.T, c *peer) uint32 {
-			c.get(1, bigPath+"?64")
+			c.Get(1, bigPath+"?64")
 			if err := c.flush(); err != nil {
 				t.Fatal(err)
 			}

@@ -45,10 +45,10 @@ func TestSlowReaders(t *testing.T) {
 					c.read(acks)
 				}
 				if test.credit > 0 {
-					c.frames.WriteWindowUpdate(0, test.credit)
+					c.Frames.WriteWindowUpdate(0, test.credit)
 				}
 				for i := range streams {
-					c.get(uint32(2*i+1), bigPath+"?10")
+					c.Get(uint32(2*i+1), bigPath+"?10")
 				}
 				if err := c.flush(); err != nil {
 					t.Fatal(err)
@@ -101,9 +101,9 @@ func (c *peer) drip(streams int, stop <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		c.frames.WriteWindowUpdate(0, uint32(streams))
+		c.Frames.WriteWindowUpdate(0, uint32(streams))
 		for i := range streams {
-			c.frames.WriteWindowUpdate(uint32(2*i+1), 1)
+			c.Frames.WriteWindowUpdate(uint32(2*i+1), 1)
 		}
 		if c.flush() != nil {
 			return // a balancer may refuse such a client
@@ -156,9 +156,9 @@ func TestUnfinished(t *testing.T) {
 	t.Parallel()
 	const headerTime = time.Second
 	hello := []byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3} // 11 bytes of 517, with the random to come
-	greeting := func(c *peer) { c.out.WriteString(http2.ClientPreface); c.frames.WriteSettings() }
+	greeting := func(c *peer) { c.Out.WriteString(http2.ClientPreface); c.Frames.WriteSettings() }
 	head := func(c *peer) []byte {
-		return c.fields(":method", "GET", ":scheme", "https", ":authority", "kubernetes", ":path", objectPath)
+		return c.Fields(":method", "GET", ":scheme", "https", ":authority", "kubernetes", ":path", objectPath)
 	}
 	for _, test := range []struct {
 		name  string
@@ -169,27 +169,27 @@ func TestUnfinished(t *testing.T) {
 		{"nothing at all", []byte{}, nil, false},
 		{"ClientHello", hello, nil, false},
 		{"nothing over TLS", nil, func(c *peer) {}, false},
-		{"preface", nil, func(c *peer) { c.out.WriteString(http2.ClientPreface[:10]) }, false},
-		{"preface without SETTINGS", nil, func(c *peer) { c.out.WriteString(http2.ClientPreface) }, false},
+		{"preface", nil, func(c *peer) { c.Out.WriteString(http2.ClientPreface[:10]) }, false},
+		{"preface without SETTINGS", nil, func(c *peer) { c.Out.WriteString(http2.ClientPreface) }, false},
 		{"HEADERS cut short", nil, func(c *peer) {
 			greeting(c)
-			c.headers(1, true, head(c))
-			c.out.Truncate(c.out.Len() - 5)
+			c.Headers(1, true, head(c))
+			c.Out.Truncate(c.Out.Len() - 5)
 		}, false},
 		{"HEADERS without END_HEADERS", nil, func(c *peer) {
 			greeting(c)
-			c.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, BlockFragment: head(c)})
+			c.Frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, BlockFragment: head(c)})
 		}, false},
 		{"HEADERS without END_HEADERS beside a watch", nil, func(c *peer) {
 			greeting(c)
-			c.get(1, watchPath)
-			c.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, EndStream: true, BlockFragment: head(c)})
+			c.Get(1, watchPath)
+			c.Frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, EndStream: true, BlockFragment: head(c)})
 		}, false},
 		{"preface byte by byte", nil, greeting, true},
 		{"HEADERS byte by byte", nil, func(c *peer) {
 			greeting(c)
 			c.flush()
-			c.headers(1, true, c.fields("x-long", string(make([]byte, 1001))))
+			c.Headers(1, true, c.Fields("x-long", string(make([]byte, 1001))))
 		}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -221,8 +221,8 @@ func TestUnfinished(t *testing.T) {
 				c.wantEnd(headerTime+soon, "the beginning")
 				return
 			}
-			bytes := slices.Clone(c.out.Bytes())
-			c.out.Reset()
+			bytes := slices.Clone(c.Out.Bytes())
+			c.Out.Reset()
 			end := time.After(headerTime + soon)
 			tick := time.NewTicker(100 * time.Millisecond)
 			defer tick.Stop()
@@ -235,7 +235,7 @@ func TestUnfinished(t *testing.T) {
 					return
 				case <-tick.C:
 				}
-				c.conn.Write([]byte{b})
+				c.TLS.Write([]byte{b})
 			}
 			c.wantEnd(soon, "a slow beginning")
 		})

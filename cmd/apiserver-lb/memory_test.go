@@ -133,8 +133,8 @@ func manyConnections(t *testing.T, r *program) func() {
 			time.Sleep(10 * time.Millisecond)
 			return nil
 		}
-		c.greet()
-		c.get(1, watchPath)
+		c.Greet()
+		c.Get(1, watchPath)
 		c.flush()
 		return c.hangUp
 	})
@@ -147,9 +147,9 @@ func zeroWindows(t *testing.T, r *program) func() {
 		if err != nil {
 			return nil
 		}
-		c.greet(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		c.Greet(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 		for i := range 100 {
-			c.get(uint32(2*i+1), bigPath+"?10")
+			c.Get(uint32(2*i+1), bigPath+"?10")
 		}
 		c.flush()
 		return c.hangUp
@@ -164,8 +164,8 @@ func stuckBodies(t *testing.T, r *program) func() {
 			return nil
 		}
 		const size = 3 << 20
-		fmt.Fprintf(&c.out, "POST %s HTTP/1.1\r\nHost: kubernetes\r\nContent-Length: %d\r\n\r\n", sunkPath, size)
-		c.out.Write(make([]byte, size))
+		fmt.Fprintf(&c.Out, "POST %s HTTP/1.1\r\nHost: kubernetes\r\nContent-Length: %d\r\n\r\n", sunkPath, size)
+		c.Out.Write(make([]byte, size))
 		c.flush()
 		return c.hangUp
 	})

@@ -12,6 +12,10 @@
 // lowest and highest value shows the noise. The peers take turns under each
 // case, in an order that changes from run to run. The idle watches want 3,000
 // open files of each process (ulimit -Hn).
+//
+// With -attacks it plays those of HTTP/2 instead, against apiserver-lb, HAProxy and a
+// ReverseProxy of Go's library, each fresh, with a bystander that makes 50 requests a
+// second meanwhile.
 package main
 
 import (
@@ -35,6 +39,7 @@ type options struct {
 	duration          time.Duration
 	peers, cases      string
 	output, plot      string
+	attacks           bool
 }
 
 // shortest is a duration that shows whether the benchmark works, no more.
@@ -54,6 +59,13 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == "reverseproxy" {
+		if err := runReverseProxy(os.Args[2]); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: reverseproxy: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	flag.StringVar(&o.balancer, "balancer", "bin/apiserver-lb", "the apiserver-lb `program`")
 	flag.StringVar(&o.haproxy, "haproxy", "haproxy", "the HAProxy `program`")
@@ -67,11 +79,16 @@ func main() {
 	flag.StringVar(&o.cases, "cases", "", "only the cases whose name has this `text` in it")
 	flag.StringVar(&o.output, "o", "", "write the report to this `file` as well")
 	flag.StringVar(&o.plot, "plot", "", "draw the ratios into this `file`, as SVG")
+	flag.BoolVar(&o.attacks, "attacks", false, "measure attacks instead, beside HAProxy and a plain Go proxy; of the other flags -balancer, -haproxy and -cases apply")
 	flag.Parse()
 
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	if err := bench(ctx, o); err != nil {
+	run := bench
+	if o.attacks {
+		run = func(ctx context.Context, o options) error { return measureAttacks(ctx, o, os.Stdout) }
+	}
+	if err := run(ctx, o); err != nil {
 		if ctx.Err() != nil {
 			err = errors.New("interrupted")
 		}
