@@ -115,7 +115,7 @@ func allAssaults() []assault {
 	}
 	return append(all,
 		assault{name: "windows of 0", unit: "streams", most: 2000, connections: 20, settings: window(0), reads: true, atOnce: 100, units: open, holds: attackFor},
-		assault{name: "windows of 1 byte", unit: "streams", most: 2000, connections: 20, settings: window(1), reads: true, atOnce: 100, units: open, holds: attackFor},
+		assault{name: "windows of 1 byte, not opened again", unit: "streams", most: 2000, connections: 20, settings: window(1), reads: true, atOnce: 100, units: open, holds: attackFor},
 		assault{name: "sockets never read", unit: "streams", most: 2000, connections: 20, settings: window(1<<31 - 1), atOnce: 100, holds: attackFor,
 			begin: func(c *attack.Conn) { _ = c.Frames.WriteWindowUpdate(0, 1<<31-1-65535) }, units: open},
 	)
@@ -292,11 +292,11 @@ func measureAttacks(ctx context.Context, o options, out io.Writer) error {
 				state = "closed"
 			}
 			fmt.Fprintf(&rows[0], " %s after %d %s, %d ms |", state, got.sent, a.unit, got.after.Milliseconds())
-			fmt.Fprintf(&rows[1], " %.1f µs |", float64(got.cpu.Microseconds())/float64(max(1, got.sent)))
+			fmt.Fprintf(&rows[1], " %d ms |", got.cpu.Milliseconds()) // the kernel counts in steps of 10 ms
 			fmt.Fprintf(&rows[2], " %+.0f MB |", float64(got.memory)/(1<<20))
 			fmt.Fprintf(&rows[3], " %d %%, %d ms |", got.served, got.slowest.Milliseconds())
 		}
-		for i, what := range []string{"ended", "CPU a unit", "memory", "bystander: served, p99"} {
+		for i, what := range []string{"ended", "CPU, the bystander's with it", "memory", "bystander: served, p99"} {
 			name := ""
 			if i == 0 {
 				name = a.name
