@@ -76,8 +76,13 @@ func (c *Conn) Flush(patience time.Duration) error {
 // the table.
 func (c *Conn) Fields(namesAndValues ...string) []byte {
 	c.block.Reset()
-	for i := 0; i < len(namesAndValues); i += 2 {
-		_ = c.hpack.WriteField(hpack.HeaderField{Name: namesAndValues[i], Value: namesAndValues[i+1], Sensitive: len(namesAndValues[i+1]) > 1000})
+	name := ""
+	for i, s := range namesAndValues {
+		if i%2 == 0 {
+			name = s
+			continue
+		}
+		_ = c.hpack.WriteField(hpack.HeaderField{Name: name, Value: s, Sensitive: len(s) > 1000}) // into memory
 	}
 	return c.block.Bytes()
 }
