@@ -144,6 +144,9 @@ type TLS struct {
 
 	// ClientCRLFile holds revocation lists, PEM or DER. Empty: none.
 	ClientCRLFile string `mapstructure:"clientCRLFile"`
+	// ClientDenyFile lists client certificates and their users that are refused,
+	// one on each line. Empty: none.
+	ClientDenyFile string `mapstructure:"clientDenyFile"`
 
 	// MinVersion is TLS12 or TLS13.
 	MinVersion string `mapstructure:"minVersion"`

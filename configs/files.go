@@ -39,6 +39,7 @@ func filePaths(c *Config) []filePath {
 		{"tls.keyFile", &c.TLS.KeyFile},
 		{"tls.clientCAFile", &c.TLS.ClientCAFile},
 		{"tls.clientCRLFile", &c.TLS.ClientCRLFile},
+		{"tls.clientDenyFile", &c.TLS.ClientDenyFile},
 		{"frontProxy.certFile", &c.FrontProxy.CertFile},
 		{"frontProxy.keyFile", &c.FrontProxy.KeyFile},
 		{"backends.caFile", &c.Backends.CAFile},
@@ -99,10 +100,13 @@ func readFile(path string, limit int64) ([]byte, *badValue) {
 	case int64(len(data)) > limit:
 		return nil, &badValue{fmt.Sprintf("the file is larger than %d bytes", limit), "name the right file"}
 	case len(bytes.TrimSpace(data)) == 0:
-		return nil, &badValue{"the file is empty", "fill it, or name the right file"}
+		return nil, emptyFile
 	}
 	return data, nil
 }
+
+// emptyFile is the fault of a file with nothing in it.
+var emptyFile = &badValue{"the file is empty", "fill it, or name the right file"}
 
 // fileProblem says what a failure to read a file means to an operator.
 func fileProblem(err error) *badValue {
@@ -132,6 +136,7 @@ func checkFiles(c *Config, credentials string, now time.Time) Errors {
 	f.authorities("tls.clientCAFile", c.TLS.ClientCAFile)
 	f.authorities("backends.caFile", c.Backends.CAFile)
 	f.revocations("tls.clientCRLFile", c.TLS.ClientCRLFile)
+	f.denyList("tls.clientDenyFile", c.TLS.ClientDenyFile)
 	f.token("health.tokenFile", c.Health.TokenFile)
 	return f.errs
 }
@@ -399,3 +404,14 @@ func pemBlocks(data []byte) []*pem.Block {
 func isPrivateKey(b *pem.Block) bool { return strings.HasSuffix(b.Type, "PRIVATE KEY") }
 
 func holdsPrivateKey(data []byte) bool { return slices.ContainsFunc(pemBlocks(data), isPrivateKey) }
+
+// denyList checks that a deny list can be read; an empty one is sound. Its lines are
+// for who loads it to judge.
+func (f *fileCheck) denyList(key, path string) {
+	if path == "" {
+		return
+	}
+	if _, bad := readFile(path, maxFileBytes); bad != nil && bad != emptyFile {
+		f.fail(key, path, bad.problem, bad.cure)
+	}
+}

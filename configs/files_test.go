@@ -101,6 +101,8 @@ command line: tls.clientCAFile: "a": there is no such file; create it, or name t
 command line: tls.keyFile: "a.key": there is no such file; create it, or name the one that exists
 `},
 		{"missing revocation list", "tls.clientCAFile=ca.crt tls.clientCRLFile=a", `command line: tls.clientCRLFile: "a": there is no such file; create it, or name the one that exists`},
+		{"missing deny list", "tls.clientCAFile=ca.crt tls.clientDenyFile=a", `command line: tls.clientDenyFile: "a": there is no such file; create it, or name the one that exists`},
+		{"deny list that denies nobody", "tls.clientCAFile=ca.crt tls.clientDenyFile=denied", ""},
 		{"directory", "tls.certFile=dir", `command line: tls.certFile: "dir": this is a directory; name a file in it`},
 		{"dangling link", "tls.keyFile=dangling", `command line: tls.keyFile: "dangling": there is no such file; create it, or name the one that exists`},
 		{"link", "tls.keyFile=link.key", ""},

@@ -99,7 +99,7 @@ type pki struct {
 }
 
 // inPKI enters a new directory with ca.crt, tls.crt, tls.key, other.key,
-// proxy.crt, proxy.key, crl.pem, crl.der and token.
+// proxy.crt, proxy.key, crl.pem, crl.der, token and denied.
 func inPKI(t testing.TB) *pki {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -136,6 +136,7 @@ func inPKI(t testing.TB) *pki {
 	write(t, "crl.der", string(crl), 0o644)
 	write(t, "crl.pem", string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: crl})), 0o644)
 	write(t, "token", "abc.def.ghi\n", 0o600)
+	write(t, "denied", "", 0o644)
 	return p
 }
 

@@ -35,6 +35,7 @@ tls:
     - {certFile: tls.crt, keyFile: tls.key}
   clientCAFile: ca.crt
   clientCRLFile: crl.pem
+  clientDenyFile: denied
   minVersion: "1.3"
 frontProxy:
   certFile: proxy.crt
@@ -96,7 +97,7 @@ func TestLoadEverything(t *testing.T) {
 		Admin:  Admin{Listen: "[::1]:9000"},
 		TLS: TLS{
 			CertFile: "tls.crt", KeyFile: "tls.key", Certificates: []KeyPair{{CertFile: "tls.crt", KeyFile: "tls.key"}},
-			ClientCAFile: "ca.crt", ClientCRLFile: "crl.pem", MinVersion: TLS13,
+			ClientCAFile: "ca.crt", ClientCRLFile: "crl.pem", ClientDenyFile: "denied", MinVersion: TLS13,
 		},
 		FrontProxy: FrontProxy{
 			CertFile: "proxy.crt", KeyFile: "proxy.key",
@@ -174,6 +175,7 @@ tls:
   certificates: []
   clientCAFile: ""
   clientCRLFile: ""
+  clientDenyFile: ""
   minVersion: "1.2"
 frontProxy:
   certFile: ""

@@ -80,6 +80,9 @@ func checkTLS(t *TLS) Errors {
 	if t.ClientCRLFile != "" && t.ClientCAFile == "" {
 		errs.add(required("tls.clientCAFile", "name the authorities that tls.clientCRLFile speaks of, or remove tls.clientCRLFile"))
 	}
+	if t.ClientDenyFile != "" && t.ClientCAFile == "" {
+		errs.add(required("tls.clientCAFile", "name the authorities of the certificates that tls.clientDenyFile speaks of, or remove tls.clientDenyFile"))
+	}
 	errs = append(errs, oneOf("tls.minVersion", t.MinVersion, `"`+TLS12+`"`, `"`+TLS13+`"`)...)
 	return errs
 }

@@ -176,6 +176,7 @@ lb.yaml:2: tls.certificates[2].certFile: this key is required; name the PEM file
 lb.yaml:2: tls.certificates[2].keyFile: this key is required; name the PEM file of its private key
 `},
 		{"revocation without authority", tls, tls + "  clientCRLFile: crl.pem\n", "lb.yaml:1: tls.clientCAFile: this key is required; name the authorities that tls.clientCRLFile speaks of, or remove tls.clientCRLFile"},
+		{"deny list without authority", tls, tls + "  clientDenyFile: denied\n", "lb.yaml:1: tls.clientCAFile: this key is required; name the authorities of the certificates that tls.clientDenyFile speaks of, or remove tls.clientDenyFile"},
 		{"revocation with a misspelt authority", tls, tls + "  clientCRLFile: crl.pem\n  clientCaFile: ca.crt\n", "lb.yaml:3: tls.clientCaFile: there is no such key; write clientCAFile"},
 		{"version", tls, tls + "  minVersion: \"1.1\"\n", `lb.yaml:2: tls.minVersion: "1.1": there is no such choice; write "1.2" or "1.3"`},
 		{"content for a path", "  keyFile: tls.key\n", "  keyFile: |\n    -----BEGIN PRIVATE KEY-----\n    secret\n", "lb.yaml:3: tls.keyFile: this is the content of a file, and its path is wanted; write the content into a file, and its path here"},

@@ -87,6 +87,9 @@ func (l *loader) load(cur *snapshot) (*snapshot, []*FileError) {
 	if f := l.files.ClientCRL; f != "" && next.clientCA != nil {
 		part(&next.crl, failed, func(old *crlSet) (*crlSet, *FileError) { return loadCRL(f, next.clientCA, old) })
 	}
+	if f := l.files.ClientDeny; f != "" {
+		part(&next.deny, failed, func(old *denyList) (*denyList, *FileError) { return loadDenyList(f, old) })
+	}
 	return &next, errs
 }
 
@@ -180,6 +183,21 @@ func loadCRL(file string, ca *bundle, old *crlSet) (*crlSet, *FileError) {
 		return nil, &FileError{Use: UseClientCRL, File: file, Err: err, Cure: "put full CRLs there, PEM or DER, each signed by a certificate of the client CA file", part: UseClientCRL}
 	}
 	return set, nil
+}
+
+func loadDenyList(file string, old *denyList) (*denyList, *FileError) {
+	data, err := readFile(file, nil)
+	if err == nil && old != nil && old.digest == sha256.Sum256(data) {
+		return old, nil
+	}
+	var list *denyList
+	if err == nil {
+		list, err = parseDenyList(data)
+	}
+	if err != nil {
+		return nil, &FileError{Use: UseClientDeny, File: file, Err: err, Cure: "put one entry on each line: fingerprint, serial or user, and then the value; an empty file denies nobody", part: UseClientDeny}
+	}
+	return list, nil
 }
 
 // parseCertificates reads all certificates of a PEM file. Blocks of other

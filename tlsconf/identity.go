@@ -15,6 +15,9 @@ import (
 // pkg/authentication/user/user.go.
 const CredentialIDKey = "authentication.kubernetes.io/credential-id"
 
+// credentialIDPrefix begins its value, before the SHA-256 in hexadecimal.
+const credentialIDPrefix = "X509SHA256="
+
 // uidOID is the subject attribute that carries the user's UID; k8s.io/apiserver
 // pkg/apis/asn1, read by pkg/authentication/request/x509 since 1.33.
 var uidOID = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57683, 2}
@@ -66,7 +69,7 @@ func identityOf(leaf *x509.Certificate) (*Identity, error) {
 		User:   leaf.Subject.CommonName,
 		UID:    uid,
 		Groups: slices.Clone(leaf.Subject.Organization),
-		Extra:  map[string][]string{CredentialIDKey: {"X509SHA256=" + hex.EncodeToString(fingerprint[:])}},
+		Extra:  map[string][]string{CredentialIDKey: {credentialIDPrefix + hex.EncodeToString(fingerprint[:])}},
 	}, nil
 }
 

@@ -17,6 +17,7 @@ const (
 	UseServing    = "serving"
 	UseClientCA   = "clientCA"
 	UseClientCRL  = "clientCRL"
+	UseClientDeny = "clientDeny"
 	UseBackendCA  = "backendCA"
 	UseFrontProxy = "frontProxy"
 	UseProbe      = "probe"
@@ -27,6 +28,7 @@ type Files struct {
 	Serving    []KeyPairFiles // at least one; the first is the default
 	ClientCA   string         // empty: clients are not asked for certificates
 	ClientCRL  string         // empty: none; needs ClientCA
+	ClientDeny string         // a deny list; empty: none; needs ClientCA
 	BackendCA  string         // required
 	FrontProxy *KeyPairFiles  // nil: client certificates cannot be passed on
 	Probe      *KeyPairFiles  // nil: probes show no certificate
@@ -58,13 +60,14 @@ type Store struct {
 // stored.
 type snapshot struct {
 	serving    []*pair
-	clientCA   *bundle // nil: not configured
-	crl        *crlSet // nil: not configured
+	clientCA   *bundle   // nil: not configured
+	crl        *crlSet   // nil: not configured
+	deny       *denyList // nil: not configured
 	backendCA  *bundle
 	frontProxy *pair // nil: not configured
 	probe      *pair // nil: not configured
 
-	generation        uint64 // of clientCA and crl
+	generation        uint64 // of clientCA, crl and deny
 	backendGeneration uint64 // of backendCA, frontProxy and probe
 	listener          *tls.Config
 	sharesClientCA    bool
@@ -86,6 +89,8 @@ func Open(f Files, now func() time.Time, log *slog.Logger) (*Store, error) {
 		return nil, errors.New("no backend CA file is configured; name the one that backends are verified against")
 	case f.ClientCRL != "" && f.ClientCA == "":
 		return nil, fmt.Errorf("the client CRL file %s is configured without a client CA file; name the CA that signed it", f.ClientCRL)
+	case f.ClientDeny != "" && f.ClientCA == "":
+		return nil, fmt.Errorf("the deny list %s is configured without a client CA file; name the CA that signed the certificates of clients", f.ClientDeny)
 	case f.MinVersion != tls.VersionTLS12 && f.MinVersion != tls.VersionTLS13:
 		return nil, fmt.Errorf("the minimum TLS version is %s; use 1.2 or 1.3", tls.VersionName(f.MinVersion))
 	}
@@ -118,7 +123,7 @@ func (s *Store) reload() []*FileError {
 	changed := changes(cur, next)
 	notify := false
 	if len(changed) > 0 {
-		if next.clientCA != cur.clientCA || next.crl != cur.crl {
+		if next.clientCA != cur.clientCA || next.crl != cur.crl || next.deny != cur.deny {
 			next.generation++
 		}
 		if next.backendCA != cur.backendCA || next.frontProxy != cur.frontProxy || next.probe != cur.probe {
@@ -158,6 +163,7 @@ func changes(cur, next *snapshot) []string {
 	}{
 		{UseClientCA, next.clientCA != cur.clientCA},
 		{UseClientCRL, next.crl != cur.crl},
+		{UseClientDeny, next.deny != cur.deny},
 		{UseBackendCA, next.backendCA != cur.backendCA},
 		{UseFrontProxy, next.frontProxy != cur.frontProxy},
 		{UseProbe, next.probe != cur.probe},
@@ -212,7 +218,7 @@ func sharesCA(frontProxy *pair, clientCA *bundle, now time.Time) bool {
 }
 
 // Subscribe has fn called after each swap that matters to open connections: of
-// the client CA, the CRL, the backend CA, the front-proxy or the probe
+// the client CA, the CRL, the deny list, the backend CA, the front-proxy or the probe
 // certificate ([Store.Generation] and [Store.BackendGeneration] tell which).
 // It is called by the goroutine that reloads, possibly by two at once, and must
 // not block. A subscription lasts as long as the Store.
@@ -222,7 +228,7 @@ func (s *Store) Subscribe(fn func()) {
 	s.subs = append(s.subs[:len(s.subs):len(s.subs)], fn)
 }
 
-// Generation changes with every accepted change of client CA or CRL.
+// Generation changes with every accepted change of client CA, CRL or deny list.
 func (s *Store) Generation() uint64 { return s.snap.Load().generation }
 
 // BackendGeneration changes with every accepted change of the backend CA, the
@@ -235,13 +241,13 @@ func (s *Store) BackendGeneration() uint64 { return s.snap.Load().backendGenerat
 // [Store.Current] confirms it.
 func (s *Store) Verify(chain []*x509.Certificate) Verdict {
 	snap := s.snap.Load()
-	v := verify(chain, snap.clientCA, snap.crl, s.loader.now())
+	v := verify(chain, snap.clientCA, snap.crl, snap.deny, s.loader.now())
 	v.Generation = snap.generation
 	return v
 }
 
-// Current reports whether Verify would return v again: neither the client CA
-// nor the CRL has changed since, nor has the clock passed v.Until. It is cheap
+// Current reports whether Verify would return v again: neither the client CA,
+// the CRL nor the deny list has changed since, nor has the clock passed v.Until. It is cheap
 // enough to ask for every request.
 func (s *Store) Current(v Verdict) bool {
 	return v.Generation == s.snap.Load().generation && (v.Until.IsZero() || s.loader.now().Before(v.Until))

@@ -21,7 +21,7 @@ const (
 	// Invalid: kube-apiserver would record an error, so that the request is a
 	// 401 unless another credential is accepted.
 	Invalid
-	// Revoked: listed in a CRL. Refused whatever else the request carries.
+	// Revoked: listed in a CRL or on the deny list. Refused whatever else the request carries.
 	Revoked
 )
 
@@ -54,7 +54,7 @@ type Verdict struct {
 	// is one nanosecond past the NotAfter at which its best chain ends, since
 	// NotAfter itself belongs to the validity (RFC 5280, section 4.1.2.5).
 	Until time.Time
-	// Generation is that of the client CA and CRL that were asked; see
+	// Generation is that of the client CA, CRL and deny list that were asked; see
 	// [Store.Generation].
 	Generation uint64
 
@@ -72,7 +72,7 @@ const maxSubject = 256
 // would at the given time: with the intermediates that the client sent and EKU
 // ClientAuth. No roots: no opinion. kube-apiserver knows no revocation; that
 // is added between verification and identity.
-func verify(chain []*x509.Certificate, roots *bundle, crls *crlSet, now time.Time) Verdict {
+func verify(chain []*x509.Certificate, roots *bundle, crls *crlSet, deny *denyList, now time.Time) Verdict {
 	if len(chain) == 0 {
 		return Verdict{Kind: NoCertificate}
 	}
@@ -97,6 +97,9 @@ func verify(chain []*x509.Certificate, roots *bundle, crls *crlSet, now time.Tim
 		return v
 	}
 	unrevoked, why := crls.sift(verified)
+	if len(unrevoked) > 0 {
+		unrevoked, why = deny.sift(unrevoked)
+	}
 	if len(unrevoked) == 0 {
 		v.Kind, v.Reason, v.Until = Revoked, why, endOf(verified)
 		return v

@@ -104,7 +104,7 @@ func TestVerify(t *testing.T) {
 		{what: "its issuer not yet valid", chain: chainOf(issue(t, later, name("jane")), later), kind: Invalid, reason: "x509: certificate has expired or is not yet valid: ", until: noon.Add(2 * time.Hour)},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
-			v := verify(tc.chain, roots, nil, noon)
+			v := verify(tc.chain, roots, nil, nil, noon)
 			if v.Kind != tc.kind || !strings.HasPrefix(v.Reason, tc.reason) || (v.Reason == "") != (tc.reason == "") {
 				t.Fatalf("verdict %s %q, want %s %q", v.Kind, v.Reason, tc.kind, tc.reason)
 			}
@@ -124,7 +124,7 @@ func TestVerify(t *testing.T) {
 			}
 		})
 	}
-	if v := verify(leaf(name("jane")), nil, nil, noon); v.Kind != NoOpinion {
+	if v := verify(leaf(name("jane")), nil, nil, nil, noon); v.Kind != NoOpinion {
 		t.Errorf("without a client CA: %s, want noOpinion", v.Kind)
 	}
 }
@@ -139,14 +139,14 @@ func TestVerifyUntil(t *testing.T) {
 	leaf := issue(t, short, pkix.Name{CommonName: "jane"})
 	chain := chainOf(leaf, short, &long)
 
-	v := verify(chain, bundleOf(ca), nil, noon)
+	v := verify(chain, bundleOf(ca), nil, nil, noon)
 	if want := noon.Add(2*time.Hour + 1); !v.Until.Equal(want) {
 		t.Fatalf("until %s, want %s: the better chain counts", v.Until, want)
 	}
-	if before := verify(chain, bundleOf(ca), nil, v.Until.Add(-1)); before.Kind != Valid {
+	if before := verify(chain, bundleOf(ca), nil, nil, v.Until.Add(-1)); before.Kind != Valid {
 		t.Errorf("just before: %s", before.Kind)
 	}
-	if after := verify(chain, bundleOf(ca), nil, v.Until); after.Kind != Invalid {
+	if after := verify(chain, bundleOf(ca), nil, nil, v.Until); after.Kind != Invalid {
 		t.Errorf("at Until: %s", after.Kind)
 	}
 }
@@ -192,7 +192,7 @@ func TestVerifyRevoked(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			v := verify(tc.chain, roots, crls, noon)
+			v := verify(tc.chain, roots, crls, nil, noon)
 			if v.Kind != tc.want || !v.Until.Equal(tc.until) {
 				t.Errorf("%s (%s) until %s, want %s until %s", v.Kind, v.Reason, v.Until, tc.want, tc.until)
 			}

@@ -83,7 +83,7 @@ func (s *Store) Run(ctx context.Context) error {
 }
 
 func (f *Files) paths() []string {
-	paths := []string{f.ClientCA, f.ClientCRL, f.BackendCA}
+	paths := []string{f.ClientCA, f.ClientCRL, f.ClientDeny, f.BackendCA}
 	for _, pair := range f.Serving {
 		paths = append(paths, pair.Cert, pair.Key)
 	}

@@ -53,6 +53,7 @@ func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 		Serving:    []tlsconf.KeyPairFiles{{Cert: c.TLS.CertFile, Key: c.TLS.KeyFile}},
 		ClientCA:   c.TLS.ClientCAFile,
 		ClientCRL:  c.TLS.ClientCRLFile,
+		ClientDeny: c.TLS.ClientDenyFile,
 		BackendCA:  c.Backends.CAFile,
 		MinVersion: tls.VersionTLS12,
 	}
