@@ -100,7 +100,8 @@ const maxChain = 10
 // judge returns the verdict on the connection's certificates as of now. A request
 // is judged, not a connection: one that stays open, or resumes a TLS session,
 // loses its rights with its certificate, as at kube-apiserver. The verdict is kept
-// until the CA, the CRL or the clock may change it.
+// until the CA, the CRL, the deny list or the clock may change it. What runs already
+// is judged from time to time: see Lapsed.
 func (c *Client) judge(v Verifier, chain []*x509.Certificate) *tlsconf.Verdict {
 	if len(chain) == 0 {
 		return &noCertificate

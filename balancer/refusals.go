@@ -45,6 +45,16 @@ func (l *RefusalLog) Log(r *Refusal, d *Decision, method, path string, c *Client
 	l.log.Log(context.Background(), level, "request refused", attrs...)
 }
 
+// Lapsed writes one line for a connection on which requests are ended, watches and
+// others, since its certificate does not count any more.
+func (l *RefusalLog) Lapsed(lapse *Lapse, c *Client, watches, others int) {
+	if !l.limiter.Allow() {
+		return
+	}
+	l.log.Info("client certificate has lapsed, what runs under it is ended", "verdict", lapse.verdict.Kind.String(), "reason", Shorten(lapse.verdict.Reason),
+		"serial", lapse.verdict.Serial, "subject", lapse.verdict.Subject, "peer", c.Peer.String(), "watches", watches, "others", others)
+}
+
 // maxLogged bounds, in bytes, what of a client's own words goes into a log line.
 const maxLogged = 256
 

@@ -11,6 +11,7 @@ const (
 	ReasonMethod          = "method"
 	ReasonCertificate     = "certificate"
 	ReasonRevoked         = "certificate_revoked"
+	ReasonLapsed          = "certificate_lapsed" // it ran already
 	ReasonNoFrontProxy    = "no_front_proxy"
 	ReasonSource          = "source"
 	ReasonAnonymous       = "anonymous"

@@ -47,6 +47,7 @@ type Forwarder struct {
 	Options
 	drain    drain
 	waiters  waiters
+	lapses   lapses
 	buffers  sync.Pool
 	proxyLog *log.Logger
 }
@@ -74,7 +75,7 @@ func clientOf(r *http.Request) *balancer.Client {
 
 // ServeHTTP answers one request.
 func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{f: f, in: r, client: clientOf(r), started: time.Now(), head: headOf(r)}
+	x := &exchange{f: f, in: r, peer: r.Context(), client: clientOf(r), started: time.Now(), head: headOf(r)}
 	defer x.reportPanic()
 	refusal := malformed(r)
 	if refusal == nil {
@@ -93,6 +94,7 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.observe()
 		return
 	}
+	defer f.lapses.enter(x)()
 	f.Core.RetryBudget(x.decision.Credential).Deposit()
 	f.Metrics.InFlight(x.decision.Class, 1)
 	defer func() {
@@ -115,7 +117,8 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // exchange is one request and its answer.
 type exchange struct {
 	f        *Forwarder
-	in       *http.Request
+	in       *http.Request   // its context ends with peer, or when it is no longer allowed
+	peer     context.Context // ends when the client goes away
 	client   *balancer.Client
 	started  time.Time
 	head     balancer.Head
@@ -368,7 +371,7 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 		x.body.release()
 	}
 	x.f.Core.Concluded(x.decision, res.StatusCode, time.Now())
-	body := &responseBody{src: ahead, slot: slot, cancel: cancel, client: x.in.Context(), resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
+	body := &responseBody{src: ahead, slot: slot, cancel: cancel, client: x.peer, resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
 	if x.decision.Class == balancer.Long {
 		k := stream
 		if x.decision.Watch() {

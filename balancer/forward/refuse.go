@@ -27,9 +27,12 @@ func unreadableBody(err error) *balancer.Refusal {
 	return &balancer.Refusal{Code: 400, Reason: balancer.ReasonBodyRead, Message: "the request body could not be read to its end", Err: err}
 }
 
-// clientGone ends a request for which there is nobody to answer.
+// clientGone ends a request for which there is nobody to answer, or nobody who may
+// have the answer.
 func (x *exchange) clientGone() {
-	x.f.Metrics.Refused(balancer.ReasonClientGone)
+	if x.peer.Err() != nil {
+		x.f.Metrics.Refused(balancer.ReasonClientGone)
+	}
 	panic(http.ErrAbortHandler)
 }
 

@@ -316,7 +316,7 @@ func (s *Server) ended(c net.Conn) {
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ctx = context.WithValue(ctx, servedKey{}, &served{conn: accepted(c)})
+	ctx = context.WithValue(ctx, servedKey{}, &served{conn: accepted(c), certified: s.f.lapses.open(accepted(c), s.clients[accepted(c)])})
 	return context.WithValue(ctx, clientKey{}, s.clients[accepted(c)])
 }
 
@@ -330,9 +330,10 @@ func accepted(c net.Conn) net.Conn {
 
 // served is a connection of net/http.
 type served struct {
-	conn  net.Conn
-	begun atomic.Bool // a request has come on it
-	left  atomic.Bool // one has come that asked to leave HTTP
+	conn      net.Conn
+	certified *certified  // nil: the client has shown no certificate
+	begun     atomic.Bool // a request has come on it
+	left      atomic.Bool // one has come that asked to leave HTTP
 }
 
 type servedKey struct{}
@@ -361,8 +362,10 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) connState(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateHijacked:
+		s.f.lapses.closed(accepted(c))
 		s.left(accepted(c))
 	case http.StateClosed:
+		s.f.lapses.closed(accepted(c))
 		s.ended(accepted(c))
 	}
 }

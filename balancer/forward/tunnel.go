@@ -2,6 +2,7 @@ package forward
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -16,14 +17,16 @@ func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.C
 	// now waits for the one or for the other.
 	var client net.Conn
 	var mu sync.Mutex
-	defer x.f.drain.add(x.backend, tunnel, func() {
+	end := func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if client != nil {
 			client.Close()
 		}
 		conn.Close()
-	})()
+	}
+	defer x.f.drain.add(x.backend, tunnel, end)()
+	defer context.AfterFunc(x.in.Context(), end)()
 	mu.Lock()
 	c, buffered, err := http.NewResponseController(w).Hijack()
 	client = c

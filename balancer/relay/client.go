@@ -26,6 +26,7 @@ type clientConn struct {
 	late    uint32 // the same after the last GOAWAY: what comes on such streams is ignored
 	leaving leaving
 	leaveAt time.Time // when the second GOAWAY is due
+	lapsed  time.Time // since when the certificate has not counted any more; zero: it does, or there is none
 	idleAt  time.Time // when the last stream ended
 	held    int       // bytes of answers that are held
 	extra   int       // bytes of window at backends beyond the usual, of all streams
@@ -355,7 +356,11 @@ func (cc *clientConn) leave() {
 
 func (cc *clientConn) leaveIfDone() {
 	if cc.leaving == finished && cc.streams.n == 0 && !cc.closing && !cc.over {
-		cc.shut(cutAfter)
+		limit := cutAfter
+		if !cc.lapsed.IsZero() {
+			limit = lapseGrace
+		}
+		cc.shut(limit)
 	}
 }
 

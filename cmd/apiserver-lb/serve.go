@@ -101,6 +101,8 @@ type process struct {
 	watchMu sync.RWMutex
 	watches map[*backend.Backend]*watch // guarded by watchMu
 
+	clientsChanged chan struct{} // by judgeClients; never closed
+
 	filesMu           sync.Mutex
 	backendGeneration uint64 // guarded by filesMu: that connections are made with
 
@@ -148,7 +150,7 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 
 // build makes all parts and starts none.
 func build(c *configs.Config, log *slog.Logger) (*process, error) {
-	p := &process{config: c, log: log, watches: map[*backend.Backend]*watch{}}
+	p := &process{config: c, log: log, watches: map[*backend.Backend]*watch{}, clientsChanged: make(chan struct{}, 1)}
 	var err error
 	if p.store, err = openStore(c, log); err != nil {
 		return nil, err
@@ -176,6 +178,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	}
 	p.pools = forward.NewPools(p.store, dialer.DialContext, c.Backends.DialTimeout, opened)
 	p.store.Subscribe(p.filesChanged)
+	p.store.Subscribe(p.judgeClients)
 	p.backendGeneration = p.store.BackendGeneration()
 
 	for _, b := range p.backends.Set().All() {
@@ -269,7 +272,7 @@ func (p *process) stateChanged(b *backend.Backend, ch health.Change) {
 
 // filesChanged makes connections to backends anew when what they were made with
 // has changed: the front-proxy certificate, that of the probes, or the backends' CA.
-// Client CAs and CRLs are asked for every request in any case.
+// Client CAs, CRLs and the deny list are asked for every request in any case.
 func (p *process) filesChanged() {
 	p.filesMu.Lock()
 	defer p.filesMu.Unlock()
@@ -282,6 +285,36 @@ func (p *process) filesChanged() {
 	p.relay.Retire()
 	for _, w := range p.allWatches() {
 		w.prober.Redial()
+	}
+}
+
+// judgeClients has endLapsed look at all clients now.
+func (p *process) judgeClients() {
+	select {
+	case p.clientsChanged <- struct{}{}:
+	default: // it is about to
+	}
+}
+
+// lapsesEvery is how often the certificates of open connections are looked at, of
+// which one may have expired. Each end within 10 s, and with them what runs there;
+// where a client does not read, that takes lapsesEvery three times and 2 s more.
+const lapsesEvery = 2 * time.Second
+
+// endLapsed ends what runs under certificates that do not count any more, until ctx
+// is done.
+func (p *process) endLapsed(ctx context.Context) {
+	tick := time.NewTicker(lapsesEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-p.clientsChanged:
+		case <-ctx.Done():
+			return
+		}
+		p.relay.EndLapsed()
+		p.server.EndLapsed()
 	}
 }
 
@@ -314,6 +347,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	relaying, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRelay()
 	go func() { _ = p.relay.Run(relaying) }() // it ends without an error
+	go p.endLapsed(relaying)
 	g, ctx := errgroup.WithContext(ctx)
 
 	g.Go(func() error { return p.store.Run(ctx) })

@@ -133,6 +133,7 @@ func OpenStore(t testing.TB, dir string, p *PKI) *tlsconf.Store {
 	s, err := tlsconf.Open(tlsconf.Files{
 		Serving:    []tlsconf.KeyPairFiles{keyPair("serving", p.Serving)},
 		ClientCA:   file("client-ca.crt", p.ClientCA.CertPEM()),
+		ClientDeny: file("denied", nil),
 		BackendCA:  file("backend-ca.crt", p.BackendCA.CertPEM()),
 		FrontProxy: &proxy,
 	}, time.Now, slog.New(slog.DiscardHandler))
@@ -140,6 +141,28 @@ func OpenStore(t testing.TB, dir string, p *PKI) *tlsconf.Store {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// Deny replaces the deny list of a store and reloads it.
+func Deny(t testing.TB, dir string, s *tlsconf.Store, list string) {
+	t.Helper()
+	replace(t, dir, s, "denied", []byte(list))
+}
+
+// TrustClientsOf replaces the client CA of a store and reloads it.
+func TrustClientsOf(t testing.TB, dir string, s *tlsconf.Store, ca *Issued) {
+	t.Helper()
+	replace(t, dir, s, "client-ca.crt", ca.CertPEM())
+}
+
+func replace(t testing.TB, dir string, s *tlsconf.Store, file string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, file), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Reload(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // RotateProxy replaces the front-proxy certificate of a store and reloads it.
