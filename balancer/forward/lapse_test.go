@@ -119,6 +119,9 @@ func TestLapse(t *testing.T) {
 		}
 		take()
 		begun := time.Now()
+		if rest := tunnel.rest(); rest != "" || time.Since(begun) > time.Second {
+			w.Errorf("the tunnel ended after %v with %q, want at once", time.Since(begun), rest)
+		}
 		if e := await(w, watch, "the end of the watch"); e.err != nil {
 			w.Errorf("the watch ended with %v", e.err)
 		}
@@ -127,7 +130,7 @@ func TestLapse(t *testing.T) {
 				w.Errorf("%s ended well", target)
 			}
 		}
-		for _, r := range []*raw{tunnel, asking, idle} {
+		for _, r := range []*raw{asking, idle} {
 			if rest := r.rest(); rest != "" {
 				w.Errorf("rest = %q", rest)
 			}

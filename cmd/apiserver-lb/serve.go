@@ -296,9 +296,9 @@ func (p *process) judgeClients() {
 	}
 }
 
-// lapsesEvery is how often the certificates of open connections are looked at, of
-// which one may have expired. Each end within 10 s, and with them what runs there;
-// where a client does not read, that takes lapsesEvery three times and 2 s more.
+// lapsesEvery is how often the certificates of open connections are looked at: any may
+// have expired. The second look, or the third, closes the connections of those who do
+// not take the end of what runs there; with what closing takes that is within 10 s.
 const lapsesEvery = 2 * time.Second
 
 // endLapsed ends what runs under certificates that do not count any more, until ctx

@@ -124,6 +124,16 @@ type answer struct {
 // do makes a request and reads the whole answer.
 func do(t *testing.T, c *http.Client, method, url, body string, header http.Header) answer {
 	t.Helper()
+	a, err := attempt(t, c, method, url, body, header)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, url, err)
+	}
+	return a
+}
+
+// attempt is do where the connection may have ended.
+func attempt(t *testing.T, c *http.Client, method, url, body string, header http.Header) (answer, error) {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
@@ -134,14 +144,11 @@ func do(t *testing.T, c *http.Client, method, url, body string, header http.Head
 	maps.Copy(req.Header, header)
 	res, err := c.Do(req)
 	if err != nil {
-		t.Fatalf("%s %s: %v", method, url, err)
+		return answer{}, err
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatalf("%s %s: %v", method, url, err)
-	}
-	return answer{res.StatusCode, res.Header, string(b)}
+	return answer{res.StatusCode, res.Header, string(b)}, err
 }
 
 // kubeconfig writes a kubeconfig for the user and returns its file.

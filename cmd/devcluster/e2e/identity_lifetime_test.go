@@ -99,36 +99,63 @@ func logTells(t *testing.T, b *balancer, from int64, words ...string) {
 	})
 }
 
+// line is one open connection of a caller's to the balancer, replaced by another when
+// it has ended.
+type line struct {
+	who            caller
+	protocol, base string
+	hc             *http.Client
+}
+
+func newLine(t *testing.T, who caller, protocol, base string) *line {
+	t.Helper()
+	hc, _ := who.connection(t, who.tls(t), protocol, base)
+	return &line{who, protocol, base, hc}
+}
+
+// see asks who the caller is; on another connection where this one has ended.
+func (l *line) see(t *testing.T) seen {
+	t.Helper()
+	if a, err := attempt(t, l.hc, "POST", l.base+selfReviewPath, selfReview, l.who.header(nil)); err == nil {
+		return readSeen(t, a)
+	}
+	*l = *newLine(t, l.who, l.protocol, l.base)
+	return l.who.seeOn(t, l.hc, l.base)
+}
+
+// wantEnd waits until the connection has ended. Until then each answer is a refusal.
+func (l *line) wantEnd(t *testing.T) {
+	t.Helper()
+	eventually(t, revocationLimit, l.protocol+": the end of an open connection", func() error {
+		a, err := attempt(t, l.hc, "GET", l.base+"/version", "", l.who.header(nil))
+		if err != nil {
+			return nil
+		}
+		if a.Code != http.StatusUnauthorized {
+			t.Errorf("%s: %d on an open connection, want 401", l.protocol, a.Code)
+		}
+		time.Sleep(250 * time.Millisecond)
+		return fmt.Errorf("it is open")
+	})
+}
+
 // TestExpiryOnOpenConnection: a certificate that expires while its connection is
 // open is refused from the next request on, at a kube-apiserver and at the
-// balancer; so is a resumed TLS session.
+// balancer, which soon ends the connection; so is a resumed TLS session.
 func TestExpiryOnOpenConnection(t *testing.T) {
-	short := issue(t, cluster.CertificateOptions{CommonName: "jane", NotAfter: time.Now().Add(5 * time.Second)})
+	short := issue(t, cluster.CertificateOptions{CommonName: "jane", NotAfter: time.Now().Add(8 * time.Second)})
 	who := caller{certificate: short}
 	type open struct {
-		name, base string
-		hc         *http.Client
+		name string
+		*line
 	}
 	var conns []open
 	for _, base := range []string{shared.Apiserver(1).URL(), lb.URL} {
 		for _, protocol := range protocols {
-			hc, _ := who.connection(t, who.tls(t), protocol, base)
-			conns = append(conns, open{protocol + " to " + base, base, hc})
+			conns = append(conns, open{protocol + " to " + base, newLine(t, who, protocol, base)})
 		}
 	}
-	sessions := map[uint16]*tls.Config{}
-	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		config := who.tls(t)
-		config.MinVersion, config.MaxVersion = version, version
-		config.ClientSessionCache = tls.NewLRUClientSessionCache(8)
-		sessions[version] = config
-		for i := range 2 {
-			hc, resumed := who.connection(t, config, "HTTP/1.1", lb.URL)
-			if got := who.seeOn(t, hc, lb.URL).who(); got != "jane" || resumed != (i == 1) {
-				t.Fatalf("connection %d of %s: user %s, session resumed: %v", i+1, tls.VersionName(version), got, resumed)
-			}
-		}
-	}
+	sessions := who.sessions(t, lb.URL, "jane")
 	for _, c := range conns {
 		if got := who.seeOn(t, c.hc, c.base).who(); got != "jane" {
 			t.Fatalf("%s: the user is %s before the certificate expires", c.name, got)
@@ -139,21 +166,63 @@ func TestExpiryOnOpenConnection(t *testing.T) {
 	time.Sleep(time.Until(short.Leaf.NotAfter.Add(100 * time.Millisecond)))
 
 	for _, c := range conns {
-		if got := who.seeOn(t, c.hc, c.base).Code; got != http.StatusUnauthorized {
+		if got := c.see(t).Code; got != http.StatusUnauthorized {
 			t.Errorf("%s: %d after the certificate has expired, want 401", c.name, got)
 		}
+	}
+	for _, s := range sessions {
+		s.wantRefused(t, lb.URL, "expired")
+	}
+	for _, c := range conns {
 		if c.base == lb.URL {
-			wantRefusal(t, do(t, c.hc, "GET", c.base+"/version", "", nil), "expired")
-			if got := (caller{authorization: bearer("alice")}).seeOn(t, c.hc, c.base).who(); got != "alice" {
+			c.wantEnd(t)
+			again := newLine(t, who, c.protocol, c.base)
+			wantRefusal(t, do(t, again.hc, "GET", c.base+"/version", "", nil), "expired")
+			// This one has never let anybody in, and stands.
+			time.Sleep(3 * time.Second)
+			if got := (caller{authorization: bearer("alice")}).seeOn(t, again.hc, c.base).who(); got != "alice" {
 				t.Errorf("%s: with the token of alice the user is %s", c.name, got)
 			}
 		}
 	}
-	for version, config := range sessions {
-		hc, resumed := who.connection(t, config, "HTTP/1.1", lb.URL)
-		t.Logf("%s: session of before resumed: %v", tls.VersionName(version), resumed)
-		wantRefusal(t, do(t, hc, "GET", lb.URL+"/version", "", nil), "expired")
+}
+
+// session is a TLS session of a caller's that can be resumed.
+type session struct {
+	who      caller
+	protocol string
+	config   *tls.Config
+}
+
+// sessions begins one for each protocol and version of TLS, and checks that it can be
+// resumed, as the user given.
+func (c caller) sessions(t *testing.T, base, user string) (all []session) {
+	t.Helper()
+	for _, protocol := range protocols {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			config := c.tls(t)
+			config.MinVersion, config.MaxVersion = version, version
+			config.ClientSessionCache = tls.NewLRUClientSessionCache(8)
+			all = append(all, session{c, protocol, config})
+			for i := range 2 {
+				hc, resumed := c.connection(t, config, protocol, base)
+				if got := c.seeOn(t, hc, base).who(); got != user || resumed != (i == 1) {
+					t.Fatalf("connection %d of %s, %s: user %s, session resumed: %v", i+1, protocol, tls.VersionName(version), got, resumed)
+				}
+			}
+		}
 	}
+	return all
+}
+
+// wantRefused resumes the session, which lets nobody in any more.
+func (s session) wantRefused(t *testing.T, base, why string) {
+	t.Helper()
+	hc, resumed := s.who.connection(t, s.config, s.protocol, base)
+	if !resumed {
+		t.Errorf("%s, %s: the session of before was not resumed, and so nothing is shown", s.protocol, tls.VersionName(s.config.MinVersion))
+	}
+	wantRefusal(t, do(t, hc, "GET", base+"/version", "", nil), why)
 }
 
 // TestClientCASwap: when the client CA is replaced, those of the old one lose
@@ -185,30 +254,24 @@ func TestClientCASwap(t *testing.T) {
 			newCA := newCA(t, nil, "kubernetes-2")
 			before := caller{certificate: issue(t, cluster.CertificateOptions{CommonName: "jane"})}
 			after := caller{certificate: issue(t, cluster.CertificateOptions{CommonName: "june", CA: newCA})}
-			session := before.tls(t)
-			session.ClientSessionCache = tls.NewLRUClientSessionCache(8)
-			before.connection(t, session, "HTTP/1.1", b.URL)
-			if hc, resumed := before.connection(t, session, "HTTP/1.1", b.URL); !resumed || before.seeOn(t, hc, b.URL).who() != "jane" {
-				t.Fatalf("the session was not resumed with the user jane (resumed: %v)", resumed)
-			}
-			olds, news := map[string]*http.Client{}, map[string]*http.Client{}
+			sessions := before.sessions(t, b.URL, "jane")
+			olds, news := map[string]*line{}, map[string]*line{}
 			for _, protocol := range protocols {
-				olds[protocol], _ = before.connection(t, before.tls(t), protocol, b.URL)
-				news[protocol], _ = after.connection(t, after.tls(t), protocol, b.URL)
+				olds[protocol] = newLine(t, before, protocol, b.URL)
+				news[protocol] = newLine(t, after, protocol, b.URL)
 			}
 			check := func(what string, oldIn, newIn bool) error {
 				for _, protocol := range protocols {
 					for _, c := range []struct {
-						who  caller
-						hc   *http.Client
+						*line
 						in   bool
 						name string
-					}{{before, olds[protocol], oldIn, "jane"}, {after, news[protocol], newIn, "june"}} {
+					}{{olds[protocol], oldIn, "jane"}, {news[protocol], newIn, "june"}} {
 						want := unauthorized
 						if c.in {
 							want = c.name
 						}
-						if got := c.who.seeOn(t, c.hc, b.URL).who(); got != want {
+						if got := c.see(t).who(); got != want {
 							return fmt.Errorf("%s, %s: %s is seen as %s, want %s", what, protocol, c.name, got, want)
 						}
 					}
@@ -227,11 +290,17 @@ func TestClientCASwap(t *testing.T) {
 			layout.swap(t, dir, both)
 			eventually(t, revocationLimit, "both CAs are in force", func() error { return check("both CAs", true, true) })
 
+			standing := newLine(t, before, "HTTP/2.0", b.URL)
+			must(check("both CAs", true, true))
+			if got := standing.see(t).who(); got != "jane" {
+				t.Fatalf("jane is seen as %s", got)
+			}
 			layout.swap(t, dir, newCA.PEM)
 			eventually(t, revocationLimit, "only the new CA is in force", func() error { return check("new CA", false, true) })
-			hc, resumed := before.connection(t, session, "HTTP/1.1", b.URL)
-			t.Logf("session of before resumed: %v", resumed)
-			wantRefusal(t, do(t, hc, "GET", b.URL+"/version", "", nil), "unknown authority")
+			standing.wantEnd(t)
+			for _, s := range sessions {
+				s.wantRefused(t, b.URL, "unknown authority")
+			}
 
 			for _, broken := range layout.broken {
 				from := logSize(t, b)
@@ -319,24 +388,22 @@ func TestRevocation(t *testing.T) {
 	}
 
 	who := caller{certificate: jane}
-	session := who.tls(t)
-	session.ClientSessionCache = tls.NewLRUClientSessionCache(8)
-	who.connection(t, session, "HTTP/1.1", b.URL)
-	open, _ := who.connection(t, who.tls(t), "HTTP/2.0", b.URL)
-	if got := who.seeOn(t, open, b.URL).who(); got != "jane" {
+	sessions := who.sessions(t, b.URL, "jane")
+	open := newLine(t, who, "HTTP/2.0", b.URL)
+	if got := open.see(t).who(); got != "jane" {
 		t.Fatalf("jane, who is not revoked, is seen as %s", got)
 	}
 	replace(t, file, crl(2, lost, nameless, jane))
 	eventually(t, revocationLimit, "the new CRL is in force", func() error {
-		if got := who.seeOn(t, open, b.URL).who(); got != unauthorized {
+		if got := open.see(t).who(); got != unauthorized {
 			return fmt.Errorf("jane is seen as %s", got)
 		}
 		return nil
 	})
-	wantRefusal(t, do(t, open, "GET", b.URL+"/version", "", http.Header{"Authorization": {bearer("alice")}}), "revoked")
-	resumed, did := who.connection(t, session, "HTTP/1.1", b.URL)
-	t.Logf("session of before resumed: %v", did)
-	wantRefusal(t, do(t, resumed, "GET", b.URL+"/version", "", nil), "revoked")
+	wantRefusal(t, do(t, who.client(t, "HTTP/2.0"), "GET", b.URL+"/version", "", http.Header{"Authorization": {bearer("alice")}}), "revoked")
+	for _, s := range sessions {
+		s.wantRefused(t, b.URL, "revoked")
+	}
 
 	foreign, err := shared.PKI.UntrustedCA.CRL(3)
 	if err != nil {
@@ -346,13 +413,13 @@ func TestRevocation(t *testing.T) {
 		from := logSize(t, b)
 		replace(t, file, content)
 		logTells(t, b, from, "cannot reload", "clientCRL")
-		if got := who.seeOn(t, open, b.URL).who(); got != unauthorized {
+		if got := open.see(t).who(); got != unauthorized {
 			t.Errorf("after %s in the place of the CRL jane is seen as %s", what, got)
 		}
 	}
 	replace(t, file, crl(4, lost))
 	eventually(t, revocationLimit, "jane is on the list no more", func() error {
-		if got := who.seeOn(t, open, b.URL).who(); got != "jane" {
+		if got := open.see(t).who(); got != "jane" {
 			return fmt.Errorf("jane is seen as %s", got)
 		}
 		return nil

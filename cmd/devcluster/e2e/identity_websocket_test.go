@@ -32,9 +32,9 @@ type handshake struct {
 	First    string // where Code is 101: type and name of the first event of the watch
 }
 
-// openWebSocket makes a WebSocket handshake for a watch by hand and reads the
-// first event where that succeeds.
-func openWebSocket(t *testing.T, who caller, base, path string, protocols []string) handshake {
+// shakeHands makes a WebSocket handshake for a watch by hand. What follows the answer
+// can be read from the reader; the connection is closed with the test.
+func shakeHands(t *testing.T, who caller, base, path string, protocols []string) (*http.Response, *tls.Conn, *bufio.Reader) {
 	t.Helper()
 	config := who.tls(t)
 	config.NextProtos = []string{"http/1.1"}
@@ -42,7 +42,7 @@ func openWebSocket(t *testing.T, who caller, base, path string, protocols []stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
 	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +66,15 @@ func openWebSocket(t *testing.T, who caller, base, path string, protocols []stri
 	if err != nil {
 		t.Fatalf("%s: the answer to the handshake: %v", base, err)
 	}
+	return res, conn, from
+}
+
+// openWebSocket makes a WebSocket handshake for a watch and reads the first event where
+// that succeeds.
+func openWebSocket(t *testing.T, who caller, base, path string, protocols []string) handshake {
+	t.Helper()
+	res, conn, from := shakeHands(t, who, base, path, protocols)
+	defer conn.Close()
 	h := handshake{Code: res.StatusCode}
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		body, err := io.ReadAll(res.Body)
