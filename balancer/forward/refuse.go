@@ -55,7 +55,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *balancer.Refusal) {
 		h.Set("Connection", "close") // what follows need not be a request
 	}
 	w.WriteHeader(r.Code)
-	_, _ = w.Write(body) // a client that is gone needs no error
+	_, _ = w.Write(body) // #nosec G705 -- JSON, which says so, with &, < and > escaped; a client that is gone needs no error
 }
 
 // reportPanic makes a panic of ours known, which net/http would only tell its own
