@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -33,8 +34,8 @@ func turnedAway(c net.Conn) bool {
 	c.SetReadDeadline(time.Now().Add(time.Second))
 	defer c.SetReadDeadline(time.Time{})
 	_, err := c.Read(make([]byte, 1))
-	ne, ok := err.(net.Error)
-	return !ok || !ne.Timeout()
+	var ne net.Error
+	return !errors.As(err, &ne) || !ne.Timeout()
 }
 
 // shake makes the TLS handshake on a connection.
