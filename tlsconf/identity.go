@@ -16,7 +16,7 @@ import (
 const CredentialIDKey = "authentication.kubernetes.io/credential-id"
 
 // credentialIDPrefix begins its value, before the SHA-256 in hexadecimal.
-const credentialIDPrefix = "X509SHA256="
+const credentialIDPrefix = "X509SHA256=" // #nosec G101 -- a name, no credential
 
 // uidOID is the subject attribute that carries the user's UID; k8s.io/apiserver
 // pkg/apis/asn1, read by pkg/authentication/request/x509 since 1.33.
