@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"context"
 	"net/netip"
 	"sync"
 	"time"
@@ -11,8 +12,9 @@ import (
 // choose its addresses from (RFC 4291, section 2.5.4).
 type SourceLimits struct {
 	Connections int // open at once; 0: any number
-	// Unfinished is how many of them may have brought no whole request head yet. 0: any
-	// number.
+	// Unfinished is how many of them may be on their way to their first request head;
+	// more wait for their turn, since a client that starts may well dial hundreds at
+	// once. 0: any number.
 	Unfinished int
 	// Most is how many connections there may be of all sources: see fairShare. 0: any
 	// number.
@@ -41,15 +43,13 @@ const (
 // share their memory (Choudhury and Hahne, 1998). No source has to be counted for it.
 const fairShare = 8
 
-// turnAway returns the reason why a source that has open connections, of them
-// unfinished, gets no further one, empty where it does. total is how many there are of
-// all sources, the one that has come included.
-func (l *SourceLimits) turnAway(open, unfinished, total int) (reason string) {
+// turnAway returns the reason why a source that has open connections gets no further
+// one, empty where it does. total is how many there are of all sources, the one that has
+// come included.
+func (l *SourceLimits) turnAway(open, total int) (reason string) {
 	switch {
 	case l.Connections > 0 && open >= l.Connections:
 		return ReasonSourceConnections
-	case l.Unfinished > 0 && unfinished >= l.Unfinished:
-		return ReasonSourceUnfinished
 	case l.Most > 0 && open > fairShare*max(0, l.Most-total):
 		return ReasonSourceShare
 	}
@@ -80,6 +80,7 @@ const tellEvery = time.Minute
 type source struct {
 	// Guarded by Sources.mu.
 	open, unfinished int
+	waiting          []*SourceConn // for their turn to be unfinished, in order
 	told             time.Time
 
 	mu    sync.Mutex
@@ -106,8 +107,10 @@ type SourceConn struct {
 	addr   netip.Prefix
 	source *source
 
+	turn chan struct{} // closed when it may go on; nil: it may from the beginning
+
 	// Guarded by all.mu.
-	begun, closed bool
+	unfinished, closed bool
 }
 
 // Open counts a connection that has come from the address, where there are total
@@ -127,18 +130,46 @@ func (s *Sources) Open(from netip.Addr, total int, now time.Time) (*SourceConn, 
 			src = new(source)
 		}
 	}
-	if reason := s.limits.turnAway(src.open, src.unfinished, total); reason != "" {
-		t := &TurnedAway{Reason: reason, Source: addr, Open: src.open, Tell: now.Sub(src.told) >= tellEvery}
-		if t.Tell {
-			src.told = now
-		}
-		return nil, t
+	if reason := s.limits.turnAway(src.open, total); reason != "" {
+		return nil, src.turnedAway(reason, addr, now)
 	}
 	delete(s.rest, addr)
 	s.table[addr] = src
 	src.open++
+	c := &SourceConn{all: s, addr: addr, source: src}
+	if n := s.limits.Unfinished; n > 0 && src.unfinished >= n {
+		c.turn = make(chan struct{})
+		src.waiting = append(src.waiting, c)
+		return c, nil
+	}
+	c.unfinished = true
 	src.unfinished++
-	return &SourceConn{all: s, addr: addr, source: src}, nil
+	return c, nil
+}
+
+// turnedAway is what is to be said of it. Sources.mu is held.
+func (src *source) turnedAway(reason string, addr netip.Prefix, now time.Time) *TurnedAway {
+	t := &TurnedAway{Reason: reason, Source: addr, Open: src.open, Tell: now.Sub(src.told) >= tellEvery}
+	if t.Tell {
+		src.told = now
+	}
+	return t
+}
+
+// Wait waits until it is the connection's turn, before which nothing is to be read from
+// it. Where that does not come before ctx is done it returns why.
+func (c *SourceConn) Wait(ctx context.Context) *TurnedAway {
+	if c == nil || c.turn == nil {
+		return nil
+	}
+	select {
+	case <-c.turn:
+		return nil
+	case <-ctx.Done():
+	}
+	c.all.mu.Lock()
+	defer c.all.mu.Unlock()
+	return c.source.turnedAway(ReasonSourceUnfinished, c.addr, time.Now())
 }
 
 // Begun notes that the first request head has come.
@@ -151,12 +182,24 @@ func (c *SourceConn) Begun() {
 	c.begin()
 }
 
-// begin is Begun. all.mu is held.
+// begin is Begun. all.mu is held. Whoever waits longest takes the place.
 func (c *SourceConn) begin() {
-	if !c.begun {
-		c.begun = true
-		c.source.unfinished--
+	if !c.unfinished {
+		return
 	}
+	c.unfinished = false
+	src := c.source
+	for len(src.waiting) > 0 {
+		next := src.waiting[0]
+		src.waiting[0] = nil
+		src.waiting = src.waiting[1:]
+		if !next.closed {
+			next.unfinished = true
+			close(next.turn)
+			return
+		}
+	}
+	src.unfinished--
 }
 
 // Close is the end of the connection. It may be called again.

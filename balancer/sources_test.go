@@ -1,37 +1,37 @@
 package balancer
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
 
 func TestTurnAway(t *testing.T) {
 	for _, tt := range []struct {
-		name                    string
-		limits                  SourceLimits
-		open, unfinished, total int
-		want                    string
+		name        string
+		limits      SourceLimits
+		open, total int
+		want        string
 	}{
-		{"no limits", SourceLimits{}, 1 << 30, 1 << 30, 1 << 30, ""},
-		{"the last connection", SourceLimits{Connections: 10}, 9, 0, 10, ""},
-		{"one too many", SourceLimits{Connections: 10}, 10, 0, 11, ReasonSourceConnections},
-		{"the last unfinished one", SourceLimits{Unfinished: 3}, 100, 2, 101, ""},
-		{"one unfinished too many", SourceLimits{Unfinished: 3}, 100, 3, 101, ReasonSourceUnfinished},
-		{"both", SourceLimits{Connections: 10, Unfinished: 3}, 10, 3, 11, ReasonSourceConnections},
-		{"a source alone", SourceLimits{Most: 900}, 799, 0, 800, ""},
-		{"a source alone that leaves a ninth", SourceLimits{Most: 900}, 801, 0, 802, ReasonSourceShare},
-		{"a newcomer beside it", SourceLimits{Most: 900}, 0, 0, 802, ""},
-		{"a newcomer at the last connection", SourceLimits{Most: 900}, 0, 0, 900, ""},
-		{"its second at the last but one", SourceLimits{Most: 900}, 1, 0, 899, ""},
-		{"its second at the last", SourceLimits{Most: 900}, 1, 0, 900, ReasonSourceShare},
-		{"one of ten large ones", SourceLimits{Most: 900}, 95, 0, 890, ReasonSourceShare},
+		{"no limits", SourceLimits{}, 1 << 30, 1 << 30, ""},
+		{"the last connection", SourceLimits{Connections: 10}, 9, 10, ""},
+		{"one too many", SourceLimits{Connections: 10}, 10, 11, ReasonSourceConnections},
+		{"a source alone", SourceLimits{Most: 900}, 799, 800, ""},
+		{"a source alone that leaves a ninth", SourceLimits{Most: 900}, 801, 802, ReasonSourceShare},
+		{"a newcomer beside it", SourceLimits{Most: 900}, 0, 802, ""},
+		{"a newcomer at the last connection", SourceLimits{Most: 900}, 0, 900, ""},
+		{"its second at the last but one", SourceLimits{Most: 900}, 1, 899, ""},
+		{"its second at the last", SourceLimits{Most: 900}, 1, 900, ReasonSourceShare},
+		{"one of ten large ones", SourceLimits{Most: 900}, 95, 890, ReasonSourceShare},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := tt.limits.turnAway(tt.open, tt.unfinished, tt.total); got != tt.want {
+			if got := tt.limits.turnAway(tt.open, tt.total); got != tt.want {
 				t.Errorf("turnAway = %q, want %q", got, tt.want)
 			}
 		})
@@ -138,6 +138,53 @@ func TestSourcesBounded(t *testing.T) {
 	}
 }
 
+// may reports whether it is the connection's turn.
+func (c *SourceConn) may() bool {
+	if c.turn == nil {
+		return true
+	}
+	select {
+	case <-c.turn:
+		return true
+	default:
+		return false
+	}
+}
+
+// Who waits has its turn when another one of the source begins or is gone, in order, and
+// hears why when it does not come in time.
+func TestSourcesWait(t *testing.T) {
+	s := NewSources(SourceLimits{Unfinished: 1})
+	from := netip.MustParseAddr("192.0.2.1")
+	open := func() *SourceConn {
+		t.Helper()
+		c, away := s.Open(from, 1, sourcesBegin)
+		if away != nil {
+			t.Fatal(away)
+		}
+		return c
+	}
+	first, second, third, fourth := open(), open(), open(), open()
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	want := &TurnedAway{Reason: ReasonSourceUnfinished, Source: netip.MustParsePrefix("192.0.2.1/32"), Open: 4, Tell: true}
+	if diff := cmp.Diff(want, third.Wait(over), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		t.Errorf("Wait (-want +got)\n%s", diff)
+	}
+	if !first.may() || second.may() {
+		t.Error("not the first one alone may begin")
+	}
+	third.Close(sourcesBegin)
+	first.Begun()
+	if away := second.Wait(t.Context()); away != nil || fourth.may() {
+		t.Errorf("after the first has begun: %v", away)
+	}
+	second.Close(sourcesBegin)
+	if away := fourth.Wait(t.Context()); away != nil {
+		t.Errorf("after the second is gone: %v", away)
+	}
+}
+
 // Whatever comes and goes: no limit is exceeded, who has no connection gets one as long
 // as there is any, counts are right, and all is forgotten in the end.
 func TestSourcesRapid(t *testing.T) {
@@ -151,7 +198,7 @@ func TestSourcesRapid(t *testing.T) {
 		now := sourcesBegin
 		type conn struct {
 			*SourceConn
-			source, state int // 0: unfinished, 1: begun
+			source, state int // 0: waiting or unfinished, 1: begun
 		}
 		var open []conn
 		count := func(source, state int) (n int) {
@@ -169,12 +216,12 @@ func TestSourcesRapid(t *testing.T) {
 				if len(open) == l.Most {
 					t.Skip("the server is full")
 				}
-				mine, unfinished := count(i, 1), count(i, 0)
+				mine := count(i, 1)
 				c, away := s.Open(address(i), len(open)+1, now)
-				over := l.Connections > 0 && mine >= l.Connections || l.Unfinished > 0 && unfinished >= l.Unfinished
+				over := l.Connections > 0 && mine >= l.Connections
 				switch {
 				case over && away == nil:
-					t.Fatalf("source %d has %d, %d unfinished, and gets one more", i, mine, unfinished)
+					t.Fatalf("source %d has %d, and gets one more", i, mine)
 				case !over && mine == 0 && away != nil:
 					t.Fatalf("a newcomer is turned away: %+v", away)
 				case away != nil && away.Open != mine:
@@ -184,7 +231,7 @@ func TestSourcesRapid(t *testing.T) {
 				}
 				// Whoever has less gets one where this one did.
 				for j := range 10 {
-					if n := count(j, 1); away == nil && n < mine && l.turnAway(n, 0, len(open)) == ReasonSourceShare {
+					if n := count(j, 1); away == nil && n < mine && l.turnAway(n, len(open)) == ReasonSourceShare {
 						t.Fatalf("source %d with %d got one, source %d with %d would not", i, mine, j, n)
 					}
 				}
@@ -194,6 +241,9 @@ func TestSourcesRapid(t *testing.T) {
 					t.Skip("none is open")
 				}
 				i := rapid.IntRange(0, len(open)-1).Draw(t, "connection")
+				if !open[i].may() {
+					t.Skip("it waits")
+				}
 				open[i].Begun()
 				open[i].state = 1
 			},
@@ -204,14 +254,35 @@ func TestSourcesRapid(t *testing.T) {
 				i := rapid.IntRange(0, len(open)-1).Draw(t, "connection")
 				open[i].Close(now)
 				open[i].Close(now)
-				open[i] = open[len(open)-1]
-				open = open[:len(open)-1]
+				open = slices.Delete(open, i, i+1)
 			},
 			"": func(t *rapid.T) {
 				for i := range 10 {
 					src := s.table[sourceOf(address(i))]
-					if n := count(i, 1); n == 0 != (src == nil) || n > 0 && (src.open != n || src.unfinished != count(i, 0)) {
-						t.Fatalf("source %d has %d, %d unfinished: %+v", i, n, count(i, 0), src)
+					n, want := count(i, 1), count(i, 0)
+					if l.Unfinished > 0 {
+						want = min(want, l.Unfinished)
+					}
+					if n == 0 != (src == nil) || n > 0 && (src.open != n || src.unfinished != want) {
+						t.Fatalf("source %d has %d, want %d unfinished: %+v", i, n, want, src)
+					}
+					// Those who came first are those who may.
+					var waits bool
+					for _, c := range open {
+						if c.source != i || c.state != 0 {
+							continue
+						}
+						if may := c.may(); may {
+							want--
+							if waits {
+								t.Fatalf("source %d: one may that came after one that waits", i)
+							}
+						} else {
+							waits = true
+						}
+					}
+					if n > 0 && want != 0 {
+						t.Fatalf("source %d: %d fewer may than could", i, want)
 					}
 				}
 			},

@@ -337,8 +337,8 @@ type SourceLimits struct {
 	// Connections is how many may be open. 0: any number. At most 10000000.
 	Connections int `mapstructure:"connections"`
 
-	// Unfinished is how many of them may have brought no whole request head yet. 0:
-	// any number. At most 10000000.
+	// Unfinished is how many of them may be on their way to their first request head;
+	// more wait for their turn. 0: any number. At most 10000000.
 	Unfinished int `mapstructure:"unfinished"`
 
 	// The budgets of HTTP2, of all connections of a source: they do not fill again

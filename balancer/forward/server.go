@@ -171,6 +171,13 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
+	if away := client.Source.Wait(ctx); away != nil {
+		s.turnedAway(away)
+		s.forget(t)
+		client.Source.Close(time.Now())
+		c.Close()
+		return
+	}
 	if err := t.HandshakeContext(ctx); err != nil {
 		s.forget(t)
 		client.Source.Close(time.Now())
@@ -226,14 +233,18 @@ func (s *Server) count(client *balancer.Client) bool {
 	s.mu.Unlock()
 	var away *balancer.TurnedAway
 	client.Source, away = s.Sources.Open(client.Peer.Addr(), total, time.Now())
-	if away == nil {
-		return true
+	if away != nil {
+		s.turnedAway(away)
 	}
+	return away == nil
+}
+
+// turnedAway tells of a connection that is closed for what its source has.
+func (s *Server) turnedAway(away *balancer.TurnedAway) {
 	s.f.Metrics.Refused(away.Reason)
 	if away.Tell && s.told.Allow() {
 		s.f.Log.Warn("a client is turned away (sourceLimits in the configuration)", "reason", away.Reason, "source", away.Source.String(), "connections", away.Open)
 	}
-	return false
 }
 
 // Who is turned away is logged at this rate and no faster, however many they are.

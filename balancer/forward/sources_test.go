@@ -48,6 +48,18 @@ func (w *world) shake(c net.Conn, alpn ...string) *tls.Conn {
 	return t
 }
 
+// heard reports whether a new connection is heard, and closes it.
+func (w *world) heard(alpn ...string) bool {
+	w.Helper()
+	c := w.from(clientIP)
+	defer func() {
+		c.Close()
+		time.Sleep(100 * time.Millisecond)
+	}()
+	c.SetDeadline(time.Now().Add(time.Second))
+	return tls.Client(c, w.clientConfig(nil, alpn...)).Handshake() == nil
+}
+
 // refused returns how often the metrics say that something was refused for the reason.
 func (w *world) refused(reason string) int64 {
 	w.Helper()
@@ -100,6 +112,8 @@ func TestSourceIPv6(t *testing.T) {
 }
 
 // A connection is unfinished until its first request head is whole, in all protocols.
+// Where a source has as many as it may, the next one waits, and has its turn when one of
+// them is finished or gone.
 func TestSourceUnfinished(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -119,7 +133,7 @@ func TestSourceUnfinished(t *testing.T) {
 					t.Helper()
 					time.Sleep(100 * time.Millisecond)
 					synctest.Wait()
-					if !turnedAway(w.from(clientIP)) {
+					if w.heard(tt.alpn...) {
 						t.Errorf("after %s the connection counts as finished", what)
 					}
 				}
@@ -134,11 +148,14 @@ func TestSourceUnfinished(t *testing.T) {
 				io.WriteString(secure, tt.last)
 				time.Sleep(100 * time.Millisecond)
 				synctest.Wait()
-				if turnedAway(w.from(clientIP)) {
+				if !w.heard(tt.alpn...) {
 					t.Error("after its first request the connection counts as unfinished")
 				}
-				if n := w.refused(balancer.ReasonSourceUnfinished); n == 0 {
-					t.Error("the metrics know of nobody")
+				w.shake(w.from(clientIP), tt.alpn...)
+				if late := w.from(clientIP); turnedAway(late) {
+					t.Error("one that waits is closed at once")
+				} else if time.Sleep(10 * time.Second); !turnedAway(late) {
+					t.Error("one that has waited for as long as it may is not closed")
 				}
 				go io.Copy(io.Discard, secure)
 				time.Sleep(time.Second)
