@@ -3,6 +3,7 @@ package balancer
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 )
 
 // Why a request was refused; the values of the metric's attribute.
@@ -28,8 +29,8 @@ const (
 	ReasonBodyRead        = "request_body"
 	ReasonMemory          = "memory"
 	ReasonInternal        = "internal"
-	ReasonBodyTimeout     = "body_timeout" // a request body that stalls
-	ReasonSendTimeout     = "send_timeout" // an answer that is not taken
+	ReasonBodyStalled     = "body_stalled"
+	ReasonAnswerStalled   = "answer_stalled" // the client does not take it
 
 	// Of connections.
 	ReasonConnections       = "connections"        // as many as there may be of all sources
@@ -38,6 +39,13 @@ const (
 	ReasonSourceShare       = "source_share"       // few are left, and this source has many
 	ReasonAbuse             = "abuse"              // a budget of what brings nothing is spent
 )
+
+// BodyStalled is the refusal of a request of whose body nothing has come for so long.
+// It may be sent again by whoever knows why; client-go does not.
+func BodyStalled(after time.Duration) *Refusal {
+	return &Refusal{Code: 408, Reason: ReasonBodyStalled,
+		Message: fmt.Sprintf("nothing has come of the request body for %s (http.stallTimeout in the balancer's configuration)", after)}
+}
 
 // Refusal is an error of the balancer's own as the client sees it: a Status.
 type Refusal struct {

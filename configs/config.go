@@ -308,6 +308,10 @@ type HTTP struct {
 	// IdleTimeout is how long a connection without a request is kept. Positive.
 	IdleTimeout time.Duration `mapstructure:"idleTimeout"`
 
+	// StallTimeout is how long a short request may stand still because of its client:
+	// nothing comes of its body, or nothing is taken of its answer. Positive.
+	StallTimeout time.Duration `mapstructure:"stallTimeout"`
+
 	// MaxHeaderBytes is the most that a request's head may take, request
 	// line included. 4096 to 16777216; kube-apiserver itself takes 1 MiB.
 	MaxHeaderBytes int `mapstructure:"maxHeaderBytes"`

@@ -55,7 +55,9 @@ func Default() Config {
 		HTTP: HTTP{
 			ReadHeaderTimeout: 10 * time.Second,
 			IdleTimeout:       3 * time.Minute,
-			MaxHeaderBytes:    1 << 20,
+			// kube-apiserver gives a short request as long in all (--request-timeout).
+			StallTimeout:   time.Minute,
+			MaxHeaderBytes: 1 << 20,
 		},
 		HTTP2: HTTP2{
 			// A controller may hold many hundreds of watches on a connection, and

@@ -82,7 +82,7 @@ health:
   fall: 4
   tokenFile: token
   user: prober
-http: {readHeaderTimeout: 5s, idleTimeout: 1h, maxHeaderBytes: 65536}
+http: {readHeaderTimeout: 5s, idleTimeout: 1h, stallTimeout: 7s, maxHeaderBytes: 65536}
 http2: {maxStreams: 1, resetBurst: 2, resetRate: 3, controlBurst: 4, controlRate: 5}
 sourceLimits: {connections: 1, unfinished: 2, resetBurst: 3, resetRate: 4, controlBurst: 5, controlRate: 6, exempt: [10.1.0.0/24]}
 shutdown: {delay: 5s, gracePeriod: 0s}
@@ -132,7 +132,7 @@ func TestLoadEverything(t *testing.T) {
 			Interval: 2 * time.Second, SuspiciousInterval: 100 * time.Millisecond, Timeout: 3 * time.Second,
 			Rise: 3, Fall: 4, TokenFile: "token", User: "prober",
 		},
-		HTTP:  HTTP{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 65536},
+		HTTP:  HTTP{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Hour, StallTimeout: 7 * time.Second, MaxHeaderBytes: 65536},
 		HTTP2: HTTP2{MaxStreams: 1, ResetBurst: 2, ResetRate: 3, ControlBurst: 4, ControlRate: 5},
 		SourceLimits: SourceLimits{Connections: 1, Unfinished: 2, ResetBurst: 3, ResetRate: 4, ControlBurst: 5, ControlRate: 6,
 			Exempt: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}},
@@ -240,6 +240,7 @@ health:
 http:
   readHeaderTimeout: 10s
   idleTimeout: 3m
+  stallTimeout: 1m
   maxHeaderBytes: 1048576
 http2:
   maxStreams: 1000

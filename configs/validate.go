@@ -235,6 +235,7 @@ func checkRest(c *Config) Errors {
 	return slices.Concat(
 		positive("http.readHeaderTimeout", c.HTTP.ReadHeaderTimeout),
 		positive("http.idleTimeout", c.HTTP.IdleTimeout),
+		positive("http.stallTimeout", c.HTTP.StallTimeout),
 		inRange("http.maxHeaderBytes", int64(c.HTTP.MaxHeaderBytes), 4<<10, 16<<20),
 		inRange("http2.maxStreams", int64(c.HTTP2.MaxStreams), 1, 100_000),
 		inRange("http2.resetBurst", int64(c.HTTP2.ResetBurst), 1, 1_000_000),

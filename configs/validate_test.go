@@ -96,10 +96,11 @@ lb.yaml:8: health.tokenFile: "token": the probes have two credentials, a token a
 		{"health, user with a space", "health: {user: \" a\"}\n", `lb.yaml:8: health.user: " a": this is no user name that a header can carry; write a name without control characters and without spaces around it, such as apiserver-lb`},
 		{"health, user of a node", "health: {user: \"system:node:ü 1\"}\n", ""},
 
-		{"http, not positive", "http: {readHeaderTimeout: 0s, idleTimeout: -1m, maxHeaderBytes: 4095}\n", `
+		{"http, not positive", "http: {readHeaderTimeout: 0s, idleTimeout: -1m, stallTimeout: 0s, maxHeaderBytes: 4095}\n", `
 lb.yaml:8: http.idleTimeout: "-1m": the duration must be positive; write one such as 10s, or remove the key for the default
 lb.yaml:8: http.maxHeaderBytes: "4095": the number is out of range; write one from 4096 to 16777216
 lb.yaml:8: http.readHeaderTimeout: "0s": the duration must be positive; write one such as 10s, or remove the key for the default
+lb.yaml:8: http.stallTimeout: "0s": the duration must be positive; write one such as 10s, or remove the key for the default
 `},
 		{"http, least", "http: {readHeaderTimeout: 1ns, idleTimeout: 1us, maxHeaderBytes: 4096}\n", ""},
 		{"shutdown, negative", "shutdown: {delay: -1s, gracePeriod: -1500ms}\n", `

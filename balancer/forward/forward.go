@@ -37,6 +37,9 @@ type Options struct {
 	Refusals    *balancer.RefusalLog
 	Name        string // of this balancer, for the Status errors that it writes itself
 	MaxHeldBody int    // bytes of a request body that are kept to be sent again
+	// StallTimeout is how long a short request may stand still because of its client,
+	// which sends nothing of its body, or takes nothing of its answer.
+	StallTimeout time.Duration
 	// Passive tells the health checks what traffic showed of a backend; it must not block.
 	Passive func(*backend.Backend, health.Verdict)
 	Log     *slog.Logger
@@ -111,7 +114,7 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.upgrade(w)
 		return
 	}
-	x.serve(w)
+	x.serve(x.timed(w))
 }
 
 // exchange is one request and its answer.
@@ -127,9 +130,11 @@ type exchange struct {
 	admission balancer.Admission
 
 	// Owned by the handler's goroutine.
-	body    *heldBody        // nil: no request body
-	backend *backend.Backend // of the last attempt; nil: none was made
-	code    int              // of the answer; 0: none was given
+	conn      *http.ResponseController // nil: its client may stand still
+	timedBody *timedBody               // nil: no body that may not
+	body      *heldBody                // nil: no request body
+	backend   *backend.Backend         // of the last attempt; nil: none was made
+	code      int                      // of the answer; 0: none was given
 }
 
 // serve forwards a request that stays within HTTP.
@@ -163,7 +168,12 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	// none, and what speaks of identity must not arrive by that way either.
 	out.Trailer = nil
 	if out.Body != nil {
-		x.body = newHeldBody(out.Body, x.f.MaxHeldBody, x.f.Core.Bodies)
+		src := out.Body
+		if x.conn != nil {
+			x.timedBody = &timedBody{ReadCloser: src, conn: x.conn, timeout: x.f.StallTimeout}
+			src = x.timedBody
+		}
+		x.body = newHeldBody(src, x.f.MaxHeldBody, x.f.Core.Bodies)
 	}
 }
 
@@ -236,6 +246,9 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 			return res, nil
 		}
 		slot.Release()
+		if x.timedBody != nil && x.timedBody.stalled() {
+			return nil, balancer.BodyStalled(x.f.StallTimeout)
+		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

@@ -160,7 +160,7 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 	w.relay = relay.New(relay.Options{
 		Core: w.core, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
 		TLS: w.store, Dial: w.net.Dial, DialTimeout: 2 * time.Second, Opened: opened,
-		MaxHeaderBytes: 1 << 20, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute,
+		MaxHeaderBytes: 1 << 20, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, StallTimeout: time.Minute,
 		PingAfter: 2500 * time.Millisecond, PingTimeout: 2 * time.Second, Shards: 2,
 		Limits: relay.Limits{Streams: 1000, ResetBurst: 500, ResetRate: 50, ControlBurst: 2000, ControlRate: 500},
 	})
@@ -171,7 +171,7 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 	w.stopTicking = stopTicking
 	go w.relay.Run(ticking)
 	w.f = New(Options{
-		Core: w.core, Pools: w.pools, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log,
+		Core: w.core, Pools: w.pools, Metrics: metrics, Refusals: refusals, Name: "lb-1", MaxHeldBody: s.maxHeld, Passive: passive, Log: log, StallTimeout: time.Minute,
 	})
 	w.srv = NewServer(w.f, ServerOptions{TLS: w.store.ListenerConfig(), HTTP2: w.relay, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 1 << 20, MaxStreams: 1000,
 		MaxConnections: s.most, Sources: balancer.NewSources(s.sources), ProxyProtocol: s.proxies})

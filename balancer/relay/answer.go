@@ -159,6 +159,9 @@ func (s *stream) beginHeld(end bool) {
 
 // delivered notes that n bytes of the answer have moved on to the client.
 func (s *stream) delivered(n int) {
+	if n > 0 {
+		s.idle = 0
+	}
 	early := min(n, int(s.early))
 	s.early -= int32(early)
 	if s.down.buf.waiting() == 0 {

@@ -28,6 +28,7 @@ type clientConn struct {
 	leaveAt time.Time // when the second GOAWAY is due
 	lapsed  time.Time // since when the certificate has not counted any more; zero: it does, or there is none
 	idleAt  time.Time // when the last stream ended
+	lookAt  time.Time // when streams that stand still are looked for
 	held    int       // bytes of answers that are held
 	extra   int       // bytes of window at backends beyond the usual, of all streams
 
@@ -389,6 +390,7 @@ func (cc *clientConn) tick() {
 	case cc.pingSent.IsZero() && cc.silence(now) > clientPingAfter:
 		cc.ping(now)
 	}
+	cc.lookForStalls()
 	if cc.sh.draining {
 		for _, s := range cc.streams.all() {
 			if s.resumable() && s.answered && now.After(s.endBy(cc.sh.until)) {

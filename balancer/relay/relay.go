@@ -58,6 +58,9 @@ type Options struct {
 	MaxHeaderBytes    int           // of a request's header list, decoded
 	ReadHeaderTimeout time.Duration // of the preface, and of a header block in several frames
 	IdleTimeout       time.Duration // of a client connection without a request
+	// StallTimeout is how long a short request may stand still because of its client,
+	// which sends nothing of its body, or takes nothing of its answer.
+	StallTimeout time.Duration
 	// A backend that was silent for PingAfter while requests wait is asked by an
 	// HTTP/2 PING; one that does not answer within PingTimeout is taken for hung.
 	PingAfter, PingTimeout time.Duration

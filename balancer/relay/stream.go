@@ -76,6 +76,7 @@ type stream struct {
 	bc   *backendConn     // nil: on none
 	bid  uint32           // its id there
 
+	idle     uint8 // looks since the client last sent or took something: see stalled
 	hold     holding
 	answered bool // the answer has begun at the client
 	done     bool
@@ -262,6 +263,9 @@ func (s *stream) bodyCame(p []byte) {
 	if s.down.ended || s.slot == nil {
 		s.uploaded(len(p)) // the answer is there already: nobody wants it
 		return
+	}
+	if len(p) > 0 {
+		s.idle = 0
 	}
 	if s.up.keep && (s.up.buf.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.Core.Bodies.Take(int64(len(p)))) {
 		s.dropBody()

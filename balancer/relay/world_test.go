@@ -134,7 +134,7 @@ func newWorld(tb testing.TB, s setup) *world {
 			defer w.mu.Unlock()
 			w.conns[b.Name+" "+c.String()] += delta
 		},
-		MaxHeaderBytes: 1 << 20, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute,
+		MaxHeaderBytes: 1 << 20, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, StallTimeout: time.Minute,
 		PingAfter: 2500 * time.Millisecond, PingTimeout: 2 * time.Second, Shards: max(1, s.shards),
 		Limits: Limits{Streams: 1000, ResetBurst: 500, ResetRate: 50, ControlBurst: 2000, ControlRate: 500},
 	}

@@ -208,6 +208,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
 		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
 		IdleTimeout:       c.HTTP.IdleTimeout,
+		StallTimeout:      c.HTTP.StallTimeout,
 		PingAfter:         c.Backends.PingAfter,
 		PingTimeout:       c.Backends.PingTimeout,
 		Limits: relay.Limits{
@@ -220,14 +221,15 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		Shards: min(runtime.GOMAXPROCS(0), maxShards),
 	})
 	f := forward.New(forward.Options{
-		Core:        core,
-		Pools:       p.pools,
-		Metrics:     metrics,
-		Refusals:    refusals,
-		Name:        name,
-		MaxHeldBody: int(c.Backends.MaxHeldBodyBytes),
-		Passive:     p.passive,
-		Log:         log,
+		Core:         core,
+		Pools:        p.pools,
+		Metrics:      metrics,
+		Refusals:     refusals,
+		Name:         name,
+		MaxHeldBody:  int(c.Backends.MaxHeldBodyBytes),
+		Passive:      p.passive,
+		StallTimeout: c.HTTP.StallTimeout,
+		Log:          log,
 	})
 	most := maxConnections(descriptors())
 	p.server = forward.NewServer(f, forward.ServerOptions{
