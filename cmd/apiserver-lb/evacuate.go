@@ -12,7 +12,7 @@ const (
 	evacuateEvery = 250 * time.Millisecond
 	// evacuateWatches is how long the watches of one take to end, so that their clients
 	// do not all come to the others at once.
-	evacuateWatches = 10 * time.Second
+	evacuateWatches = 5 * time.Second
 )
 
 // evacuate moves what waits for a backend that has failed its checks for a while, as long
