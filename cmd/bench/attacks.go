@@ -304,5 +304,19 @@ func measureAttacks(ctx context.Context, o options, out io.Writer) error {
 			fmt.Fprintf(out, "| %s | %s |%s\n", name, what, rows[i].String())
 		}
 	}
+	for _, u := range allUnfinished() {
+		if !strings.Contains("unfinished "+u.name, o.cases) {
+			continue
+		}
+		fmt.Fprintf(out, "| unfinished %s | after %s; memory; bystander: served, p99 |", u.name, u.holds)
+		for _, p := range peers {
+			h, err := measureUnfinished(ctx, l, p, u)
+			if err != nil {
+				return fmt.Errorf("%s, unfinished %s: %w", p.name, u.name, err)
+			}
+			fmt.Fprint(out, h.row())
+		}
+		fmt.Fprintln(out)
+	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -44,5 +45,35 @@ func TestReverseProxyFile(t *testing.T) {
 	}
 	if runReverseProxy(file) == nil {
 		t.Error("no error for a file with three words")
+	}
+}
+
+// What an attack holds is let go of when its peer ends the connection, and is not before.
+func TestHostage(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	h, err := unfinished{raw: []byte{22}}.begin(nil, l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.conn.Close()
+	c := <-accepted
+	if h.over() {
+		t.Error("over before anybody ended it")
+	}
+	c.Close()
+	select {
+	case <-h.ended:
+	case <-time.After(10 * time.Second):
+		t.Error("not over 10s after it was ended")
 	}
 }
