@@ -65,7 +65,7 @@ func (r *readiness) report() (ready bool, lines []string) {
 }
 
 // adminHandler is what the admin listener serves. It changes nothing.
-func adminHandler(r *readiness, metrics http.Handler) http.Handler {
+func adminHandler(r *readiness, metrics http.Handler, state http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
@@ -85,6 +85,7 @@ func adminHandler(r *readiness, metrics http.Handler) http.Handler {
 		}
 	})
 	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /status.json", state)
 	return mux
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"apiserver-lb/balancer/backend"
@@ -18,6 +19,8 @@ type watch struct {
 	prober  *health.Prober
 	stop    context.CancelFunc // ends the checks; nil: they have not begun
 	ended   chan struct{}      // closed by endWatch: nobody waits for a verdict any more
+
+	failed atomic.Pointer[failure] // the last probe that failed; nil: none has
 }
 
 // newBackend makes a backend of what the configuration says of it.
@@ -72,10 +75,13 @@ func revise(now []*backend.Backend, servers []configs.Server) change {
 func (p *process) addWatch(b *backend.Backend) *watch {
 	w := &watch{backend: b, prober: newProber(p.config, p.store, b, dialer.DialContext), ended: make(chan struct{})}
 	w.checker = health.NewChecker(b.Name, w.prober.Probe, health.CheckerOptions{
-		Rules:      rules(p.config),
-		Timeout:    p.config.Health.Timeout,
-		OnChange:   func(ch health.Change) { p.stateChanged(b, ch) },
-		OnResult:   func(r health.Result) { p.probes.observe(b.Name, r) },
+		Rules:    rules(p.config),
+		Timeout:  p.config.Health.Timeout,
+		OnChange: func(ch health.Change) { p.stateChanged(b, ch) },
+		OnResult: func(r health.Result) {
+			p.probes.observe(b.Name, r)
+			w.noteFailure(r, time.Now())
+		},
 		LastAnswer: b.LastAnswer,
 		Busy:       func() bool { short, _, _ := b.Load(); return short > 0 },
 		Redial:     w.prober.Redial,

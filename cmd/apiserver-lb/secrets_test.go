@@ -145,8 +145,10 @@ var outputs = []struct {
 	{"/readyz", page("/readyz")},
 	{"/readyz?verbose", page("/readyz?verbose")},
 	{"/metrics", page("/metrics")},
+	{"/status.json", page("/status.json")},
 	{"apiserver-lb check", command("check", "--config")},
 	{"apiserver-lb check --probe", command("check", "--probe", "--config")},
+	{"apiserver-lb status", command("status", "--config")},
 	{"standard output", func(p *spied) string { return p.stdout.String() }},
 	// It ends the process, with requests in flight: the stacks of all goroutines. After it
 	// standard error is complete, with the log at level debug.

@@ -82,7 +82,10 @@ type process struct {
 	log    *slog.Logger
 
 	store     *tlsconf.Store
+	host      string    // its name
+	begun     time.Time // when the process did
 	telemetry *telemetry
+	recent    recent
 	probes    *probeMetrics
 	backends  *backend.Backends
 	pools     *forward.Pools // HTTP/1.1 and upgrades
@@ -150,7 +153,7 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 
 // build makes all parts and starts none.
 func build(c *configs.Config, log *slog.Logger) (*process, error) {
-	p := &process{config: c, log: log, watches: map[*backend.Backend]*watch{}, clientsChanged: make(chan struct{}, 1)}
+	p := &process{config: c, log: log, begun: time.Now(), watches: map[*backend.Backend]*watch{}, clientsChanged: make(chan struct{}, 1)}
 	var err error
 	if p.store, err = openStore(c, log); err != nil {
 		return nil, err
@@ -171,7 +174,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if err := registerGauges(p.telemetry.meter, p.backends, p.store, &p.memory); err != nil {
 		return nil, err
 	}
-	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler))
+	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler, p.serveState))
 
 	opened := func(b *backend.Backend, cr balancer.Credential, delta int64) {
 		metrics.BackendConnections(b.Name, cr, delta)
@@ -189,6 +192,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the host's name: %w", err)
 	}
+	p.host = host
 	name := "apiserver-lb on " + host
 	core := newCore(c, p.backends, p.store, &p.memory, p.memoryLimit)
 	refusals := balancer.NewRefusalLog(log)
@@ -357,6 +361,7 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	g.Go(func() error { return p.keepMemory(ctx, p.memoryLimit) })
 	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
 	g.Go(func() error { return p.evacuate(ctx) })
+	g.Go(func() error { return p.recent.run(ctx, p.telemetry.registry) })
 	for _, w := range p.allWatches() {
 		p.startWatch(ctx, g.Go, w)
 	}

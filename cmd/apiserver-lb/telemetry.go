@@ -28,6 +28,7 @@ const maxSeries = 20000
 type telemetry struct {
 	provider *sdkmetric.MeterProvider
 	meter    metric.Meter
+	registry *prometheus.Registry
 	handler  http.Handler
 }
 
@@ -54,6 +55,7 @@ func newTelemetry() (*telemetry, error) {
 	return &telemetry{
 		provider: provider,
 		meter:    provider.Meter("apiserver-lb"),
+		registry: registry,
 		handler:  promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}),
 	}, nil
 }
