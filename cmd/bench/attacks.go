@@ -132,34 +132,41 @@ type outcome struct {
 	slowest time.Duration // p99 of those
 }
 
-// measureAssault plays the attack against a peer of its own.
-func measureAssault(ctx context.Context, l *lab, p peer, a assault) (o outcome, err error) {
+// under plays an attack against a peer of its own, beside a bystander. play gets what the
+// peer used before.
+func under(ctx context.Context, l *lab, p peer, play func(r *running, before usage) error) (bystander, error) {
 	r, err := p.start(ctx, l)
 	if err != nil {
-		return o, err
+		return bystander{}, err
 	}
 	defer r.stop()
 	stop, seen := make(chan struct{}), make(chan bystander)
 	go func() { seen <- watchOver(ctx, l, r.address, stop) }()
 	time.Sleep(500 * time.Millisecond) // the bystander's connection stands
 	before, err := r.usage()
-	if err != nil {
-		return o, err
+	if err == nil {
+		err = play(r, before)
 	}
-
-	begin := time.Now()
-	err = a.play(l, r.address, &o)
-	o.after = time.Since(begin)
-	if a.holds > 0 && !o.closed {
-		time.Sleep(time.Until(begin.Add(a.holds)))
-	}
-	after, uerr := r.usage()
-	time.Sleep(time.Until(begin.Add(time.Second))) // for the bystander
 	close(stop)
-	b := <-seen
+	return <-seen, err
+}
+
+// measureAssault plays the attack.
+func measureAssault(ctx context.Context, l *lab, p peer, a assault) (o outcome, err error) {
+	b, err := under(ctx, l, p, func(r *running, before usage) error {
+		begin := time.Now()
+		err := a.play(l, r.address, &o)
+		o.after = time.Since(begin)
+		if a.holds > 0 && !o.closed {
+			time.Sleep(time.Until(begin.Add(a.holds)))
+		}
+		after, uerr := r.usage()
+		o.cpu, o.memory = after.cpu-before.cpu, after.rss-before.rss
+		time.Sleep(time.Until(begin.Add(time.Second))) // for the bystander
+		return errors.Join(err, uerr)
+	})
 	o.served, o.slowest = b.share(), b.p99()
-	o.cpu, o.memory = after.cpu-before.cpu, after.rss-before.rss
-	return o, errors.Join(err, uerr)
+	return o, err
 }
 
 // play sends until the peer ends it, or all is sent.

@@ -56,49 +56,38 @@ type held struct {
 	bystander
 }
 
-// measureUnfinished plays the attack against a peer of its own.
+// measureUnfinished plays the attack.
 func measureUnfinished(ctx context.Context, l *lab, p peer, u unfinished) (h held, err error) {
-	r, err := p.start(ctx, l)
-	if err != nil {
-		return h, err
-	}
-	defer r.stop()
-	stop, seen := make(chan struct{}), make(chan bystander)
-	go func() { seen <- watchOver(ctx, l, r.address, stop) }()
-	time.Sleep(500 * time.Millisecond) // the bystander's connection stands
-	before, err := r.usage()
-	if err != nil {
-		return h, err
-	}
-	begin := time.Now()
-	var open []*hostage
-	defer func() {
-		for _, c := range open {
-			c.conn.Close()
-		}
-	}()
-	for range unfinishedConnections {
-		if c, err := u.begin(l, r.address); err == nil {
-			open = append(open, c)
-		}
-	}
-	during, err := r.usage()
-	for left := u.holds - time.Since(begin); left > 0; left = u.holds - time.Since(begin) {
-		time.Sleep(min(left, time.Second))
-		if u.drip {
+	h.bystander, err = under(ctx, l, p, func(r *running, before usage) error {
+		begin := time.Now()
+		var open []*hostage
+		defer func() {
 			for _, c := range open {
-				_, _ = c.conn.Write([]byte{0}) // one that has ended says so below
+				c.conn.Close()
+			}
+		}()
+		for range unfinishedConnections {
+			if c, err := u.begin(l, r.address); err == nil {
+				open = append(open, c)
 			}
 		}
-	}
-	for _, c := range open {
-		if !c.over() {
-			h.connections++
+		during, err := r.usage()
+		h.memory = during.rss - before.rss
+		for left := u.holds - time.Since(begin); left > 0; left = u.holds - time.Since(begin) {
+			time.Sleep(min(left, time.Second))
+			if u.drip {
+				for _, c := range open {
+					_, _ = c.conn.Write([]byte{0}) // one that has ended says so below
+				}
+			}
 		}
-	}
-	close(stop)
-	h.bystander = <-seen
-	h.memory = during.rss - before.rss
+		for _, c := range open {
+			if !c.over() {
+				h.connections++
+			}
+		}
+		return err
+	})
 	return h, err
 }
 
