@@ -54,8 +54,8 @@ type backendState struct {
 
 	// Of short requests that ended within the last 5 to 10 s.
 	RequestsPerSecond float64 `json:"requestsPerSecond"`
-	// 99 of 100 took no longer, by the buckets of the histogram; absent without requests,
-	// or where it lies beyond the last bucket.
+	// 99 of 100 took no longer, by the buckets of the histogram; absent without requests.
+	// The bound of its last bucket, 60 s, stands for all that is longer.
 	P99Seconds float64 `json:"p99Seconds,omitempty"`
 
 	LastFailure *failure `json:"lastFailure,omitempty"` // of its checks
@@ -79,7 +79,7 @@ type certificateState struct {
 
 // state gathers what there is to be told.
 func (p *process) state(now time.Time) (*state, error) {
-	counted, err := gather(p.telemetry.registry)
+	current, err := gather(p.telemetry.registry)
 	if err != nil {
 		return nil, err
 	}
@@ -89,19 +89,19 @@ func (p *process) state(now time.Time) (*state, error) {
 	s := &state{
 		At: now, Version: version, Host: p.host, Since: p.begun,
 		Ready: ready, Panicking: set.Panicking(), Stopping: p.ready.stopping.Load(),
-		InFlight: counted.sum("apiserver_lb_requests_in_flight", "class"),
-		Retries:  counted.sum("apiserver_lb_retries_total", "reason"),
-		Refusals: counted.sum("apiserver_lb_refusals_total", "reason"),
+		InFlight: current.sum("apiserver_lb_requests_in_flight", "class"),
+		Retries:  current.sum("apiserver_lb_retries_total", "reason"),
+		Refusals: current.sum("apiserver_lb_refusals_total", "reason"),
 	}
-	s.ClientConnections = counted.sum("apiserver_lb_client_connections", "")[""]
+	s.ClientConnections = current.sum("apiserver_lb_client_connections", "")[""]
 	for _, b := range set.All() {
 		settings := b.Settings()
 		short, long, homed := b.Load()
 		t := backendState{Name: b.Name, Address: b.Address, Zone: settings.Zone, Weight: settings.Weight,
 			State: b.State().String(), Short: short, Long: long, Homed: homed}
 		if before != nil {
-			did := counted.durations(b.Name).less(before.durations(b.Name))
-			if passed := counted.at.Sub(before.at).Seconds(); passed > 0 {
+			did := current.durations(b.Name).less(before.durations(b.Name))
+			if passed := current.at.Sub(before.at).Seconds(); passed > 0 {
 				t.RequestsPerSecond = float64(did.count) / passed
 			}
 			t.P99Seconds = did.quantile(0.99)
@@ -187,10 +187,19 @@ func (r *recent) before(now time.Time) *counts {
 	return r.old
 }
 
-// counts are the metrics at a time.
+// counts are the metrics at a time, as far as the state is told by them.
 type counts struct {
 	at       time.Time
 	families map[string]*dto.MetricFamily
+}
+
+// counted are the metrics that counts keep. Others may be of many thousand series.
+var counted = []string{
+	"apiserver_lb_client_connections",
+	"apiserver_lb_refusals_total",
+	"apiserver_lb_request_duration_seconds",
+	"apiserver_lb_requests_in_flight",
+	"apiserver_lb_retries_total",
 }
 
 func gather(from prometheus.Gatherer) (*counts, error) {
@@ -200,7 +209,9 @@ func gather(from prometheus.Gatherer) (*counts, error) {
 	}
 	c := &counts{at: time.Now(), families: map[string]*dto.MetricFamily{}}
 	for _, f := range list {
-		c.families[f.GetName()] = f
+		if slices.Contains(counted, f.GetName()) {
+			c.families[f.GetName()] = f
+		}
 	}
 	return c, nil
 }
@@ -254,17 +265,23 @@ func (h histogram) less(earlier histogram) histogram {
 }
 
 // quantile returns the time in seconds that the share q of requests did not exceed, by
-// interpolation within its bucket, as Prometheus' histogram_quantile does; 0 where there
-// is none, or it lies beyond the last bound.
+// interpolation within its bucket, as Prometheus' histogram_quantile does: where it lies
+// beyond the last finite bound, it is that bound; 0 where there are no requests.
 func (h histogram) quantile(q float64) float64 {
+	if h.count == 0 {
+		return 0
+	}
 	rank := q * float64(h.count)
 	from, below := 0.0, uint64(0)
 	for _, bound := range slices.Sorted(maps.Keys(h.upTo)) {
+		if math.IsInf(bound, 1) {
+			break
+		}
 		n := h.upTo[bound]
-		if h.count > 0 && float64(n) >= rank && !math.IsInf(bound, 1) {
+		if float64(n) >= rank {
 			return from + (bound-from)*(rank-float64(below))/float64(n-below)
 		}
 		from, below = bound, n
 	}
-	return 0
+	return from
 }

@@ -68,7 +68,8 @@ func TestQuantile(t *testing.T) {
 		{"nothing known", h(0), 0.99, 0},
 		{"all in the first bucket", h(100, 100, 100, 100), 0.5, 0.05},
 		{"in the second", h(100, 50, 100, 100), 0.75, 0.3},
-		{"beyond the last", h(100, 50, 60, 100), 0.99, 0},
+		{"beyond the last", h(100, 50, 60, 100), 0.99, 0.5},
+		{"beyond the last, which stands open", h(100, 50, 60), 0.99, 0.5},
 		{"of what is new", h(200, 100, 200, 200).less(h(100, 100, 100, 100)), 0.5, 0.3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
