@@ -52,7 +52,7 @@ type backendState struct {
 	Long  int64 `json:"long"`
 	Homed int64 `json:"homed"`
 
-	// Of short requests that ended within the last 5 to 10 s.
+	// Of short requests that ended within the last 15 to 30 s.
 	RequestsPerSecond float64 `json:"requestsPerSecond"`
 	// 99 of 100 took no longer, by the buckets of the histogram; absent without requests.
 	// The bound of its last bucket, 60 s, stands for all that is longer.
@@ -149,8 +149,9 @@ func (w *watch) noteFailure(r health.Result, now time.Time) {
 	w.failed.Store(f)
 }
 
-// recentEvery is how often the counts are kept, for rates over the time since.
-const recentEvery = 5 * time.Second
+// recentEvery is how often the counts are kept, for rates over the time since. With a
+// few hundred series of requests it takes milliseconds.
+const recentEvery = 15 * time.Second
 
 // recent are the counts of a while ago.
 type recent struct {

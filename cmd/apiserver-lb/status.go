@@ -111,6 +111,9 @@ func (f *statusFlags) run(ctx context.Context, address string, out io.Writer) er
 	}
 }
 
+// operators is the client for admin listeners, to which no proxy leads.
+var operators = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+
 // fetchState asks a balancer.
 func fetchState(ctx context.Context, address string) (*state, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -119,7 +122,7 @@ func fetchState(ctx context.Context, address string) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := http.DefaultClient.Do(req) // #nosec G704 -- the operator says where
+	res, err := operators.Do(req) // #nosec G704 -- the operator says where
 	if err != nil {
 		return nil, fmt.Errorf("no balancer answers at %s (admin.listen): %w", address, err)
 	}
