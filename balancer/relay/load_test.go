@@ -58,10 +58,10 @@ func noiseHash(seed uint64, n int) [32]byte {
 // TestLoad: bodies both ways over real sockets, with clients that are slow, that
 // leave, and backends that are killed and come back. Whatever arrives whole is right.
 func TestLoad(t *testing.T) {
-	const last = 3 * time.Second
+	const last, least = 3 * time.Second, 50 // a busy machine takes longer
 	w := newWorld(t, setup{backends: 2, shards: 2, loopback: true, handler: func(*world, *kubeAPIServer) http.Handler { return echo{} }})
 	defer w.end()
-	ctx, stop := context.WithTimeout(t.Context(), last)
+	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var whole, broken, refused, left atomic.Int64
 	var wg sync.WaitGroup
@@ -89,16 +89,18 @@ func TestLoad(t *testing.T) {
 			})
 		}
 	}
-	for i := 0; ctx.Err() == nil; i++ {
+	begun := time.Now()
+	for i := 0; time.Since(begun) < last || whole.Load() < least && time.Since(begun) < 20*last; i++ {
 		time.Sleep(300 * time.Millisecond)
 		a := w.apis[i%2]
 		a.kill()
 		time.Sleep(50 * time.Millisecond)
 		a.start()
 	}
+	stop()
 	wg.Wait()
 	t.Logf("%d whole, %d broken off, %d refused, %d left", whole.Load(), broken.Load(), refused.Load(), left.Load())
-	if whole.Load() < 50 {
+	if whole.Load() < least {
 		t.Errorf("only %d transfers", whole.Load())
 	}
 }
