@@ -58,27 +58,36 @@ type Verdict struct {
 	// [Store.Generation].
 	Generation uint64
 
-	// Serial (hexadecimal) and Subject (RFC 2253, cut at 256 bytes) of the
-	// leaf, for logs. The subject is the client's own word, and may hold any
-	// character.
+	// Serial (hexadecimal) and Subject (RFC 2253) of the leaf, for logs, cut at 256
+	// bytes as Reason is. They are the client's own word, and may hold any character.
 	Serial, Subject string
 }
 
-// maxSubject bounds what a client can put into each log line; a subject may
-// be as large as the handshake allows, 256 KiB.
+// maxSubject bounds what a client can put into each log line, and into each answer: a
+// subject may be as large as the handshake allows, 256 KiB, and what is wrong with a
+// certificate is told with the subject of its issuer.
 const maxSubject = 256
 
-// verify judges a chain, leaf first, as kube-apiserver's x509 authenticator
+// cut returns what of a client's word is told.
+func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxSubject)], "") }
+
+// verify is judge, with what it tells of the client's words cut.
+func verify(chain []*x509.Certificate, roots *bundle, crls *crlSet, deny *denyList, now time.Time) Verdict {
+	v := judge(chain, roots, crls, deny, now)
+	v.Reason, v.Serial, v.Subject = cut(v.Reason), cut(v.Serial), cut(v.Subject)
+	return v
+}
+
+// judge judges a chain, leaf first, as kube-apiserver's x509 authenticator
 // would at the given time: with the intermediates that the client sent and EKU
 // ClientAuth. No roots: no opinion. kube-apiserver knows no revocation; that
 // is added between verification and identity.
-func verify(chain []*x509.Certificate, roots *bundle, crls *crlSet, deny *denyList, now time.Time) Verdict {
+func judge(chain []*x509.Certificate, roots *bundle, crls *crlSet, deny *denyList, now time.Time) Verdict {
 	if len(chain) == 0 {
 		return Verdict{Kind: NoCertificate}
 	}
 	leaf := chain[0]
 	v := Verdict{Subject: leaf.Subject.String()}
-	v.Subject = strings.ToValidUTF8(v.Subject[:min(len(v.Subject), maxSubject)], "")
 	if leaf.SerialNumber != nil {
 		v.Serial = leaf.SerialNumber.Text(16)
 	}
