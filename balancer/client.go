@@ -2,7 +2,6 @@ package balancer
 
 import (
 	"crypto/x509"
-	"fmt"
 	"net/netip"
 	"sync/atomic"
 
@@ -82,20 +81,13 @@ func (c *Client) addressText() string {
 	return s
 }
 
-// chainTooLong is the verdict on those who show too many.
-var chainTooLong = tlsconf.Verdict{Kind: tlsconf.Invalid, Reason: fmt.Sprintf("more than %d certificates were sent", maxChain)}
-
 // noCertificate is the verdict on those who show none.
 var noCertificate = tlsconf.Verdict{Kind: tlsconf.NoCertificate}
 
 // Judge renews the verdict on the connection's certificates where it may have
-// changed. It is for those who are about to decide under a lock that others wait
-// for: to verify a chain takes signature checks, as many as its sender likes.
+// changed. It is for those who are about to decide under a lock that others wait for:
+// to verify a chain takes signature checks.
 func (c *Client) Judge(v Verifier, chain []*x509.Certificate) { c.judge(v, chain) }
-
-// maxChain is how long a client's chain may be: longer than any that is in use, and
-// short enough that verifying one costs little.
-const maxChain = 10
 
 // judge returns the verdict on the connection's certificates as of now. A request
 // is judged, not a connection: one that stays open, or resumes a TLS session,
@@ -108,9 +100,6 @@ func (c *Client) judge(v Verifier, chain []*x509.Certificate) *tlsconf.Verdict {
 	}
 	if old := c.verdict.Load(); old != nil && v.Current(*old) {
 		return old
-	}
-	if len(chain) > maxChain {
-		return &chainTooLong
 	}
 	fresh := v.Verify(chain)
 	c.verdict.Store(&fresh)

@@ -124,7 +124,11 @@ func authenticate(v *tlsconf.Verdict, token bool, fp FrontProxy) (Credential, *R
 		return 0, &Refusal{Code: 401, Reason: ReasonRevoked, Message: "the client certificate is revoked: " + v.Reason, Err: whose(v)}
 	case tlsconf.Invalid:
 		if !token {
-			return 0, &Refusal{Code: 401, Reason: ReasonCertificate, Message: "the client certificate is not accepted: " + v.Reason, Err: whose(v)}
+			reason := ReasonCertificate
+			if v.Panicked {
+				reason = ReasonInternal
+			}
+			return 0, &Refusal{Code: 401, Reason: reason, Message: "the client certificate is not accepted: " + v.Reason, Err: whose(v)}
 		}
 	case tlsconf.NoOpinion:
 		if !token {

@@ -40,6 +40,7 @@ type Decision struct {
 
 	groups    []string // where Credential is Asserted
 	unlimited bool     // no limit of requests applies
+	renew     bool     // where Credential is Token: if it is proven again, that is to be noted
 
 	added [3]Field // room for Edits.Add, as long as that is enough
 }
@@ -106,12 +107,13 @@ func (c *Core) decide(d *Decision, h *Head, cl *Client, now time.Time) *Refusal 
 		d.User, d.groups = verdict.Identity.User, verdict.Identity.Groups
 	case Unproven:
 		d.Token = cl.tokenKey(c.Tokens, token)
-		if c.Tokens.Accepted(d.Token, now) {
+		var accepted bool
+		if accepted, d.renew = c.Tokens.Accepted(d.Token, now); accepted {
 			d.Credential = Token
 		}
 	}
 
-	d.unlimited = c.Limits != nil && isUnlimited(&d.Attributes, h.Path)
+	d.unlimited = c.Limits != nil && d.isUnlimited(h.Method, h.Path)
 
 	setAuditID := ""
 	if d.AuditID == "" {
@@ -131,12 +133,13 @@ func (c *Core) decide(d *Decision, h *Head, cl *Client, now time.Time) *Refusal 
 
 // Concluded notes what a backend's answer says of the request's token. The answer
 // to an upgrade proves nothing: it may be owed to a second token among the
-// WebSocket subprotocols, and an upgrade has a connection to itself in any case.
+// WebSocket subprotocols, and an upgrade has a connection to itself in any case. A
+// token that is in use stays proven, at the cost of a lock in each generation of Tokens.
 func (c *Core) Concluded(d *Decision, code int, now time.Time) {
 	switch {
 	case d.Credential == Token && code == 401:
 		c.Tokens.Forget(d.Token)
-	case d.Credential == Unproven && d.Class != Upgrade && provesToken(code):
+	case (d.Credential == Unproven || d.renew) && d.Class != Upgrade && provesToken(code):
 		c.Tokens.Accept(d.Token, now)
 	}
 }

@@ -178,6 +178,16 @@ func TestDecideCredential(t *testing.T) {
 	}
 }
 
+// A certificate that we failed to verify is refused like any other, and counted as our
+// own mistake.
+func TestDecidePanicked(t *testing.T) {
+	core := decider(tlsconf.Verdict{Kind: tlsconf.Invalid, Panicked: true, Reason: "x"})
+	_, r := core.Decide(&Head{Method: "GET", Path: "/api", Chain: anyChain}, clientAt("192.0.2.7"), t0)
+	if r == nil || r.Code != 401 || r.Reason != ReasonInternal {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A subprotocol is read as a token of WebSocket requests only, as there.
 func TestDecideReadsSubprotocolsOfWebSocketOnly(t *testing.T) {
 	for _, tt := range []struct {
@@ -345,13 +355,38 @@ func TestConcludedForgetsRefusedToken(t *testing.T) {
 	}
 }
 
+// A token in use stays proven for as long as answers prove it, and no longer.
+func TestConcludedRenewsTokens(t *testing.T) {
+	for _, tt := range []struct {
+		code    int
+		upgrade string
+		lost    bool // the token is taken for unproven in the meantime
+	}{{200, "", false}, {404, "", false}, {503, "", true}, {200, "websocket", true}} {
+		core, cl := decider(tlsconf.Verdict{}), clientAt("192.0.2.7") // who remembers for one to two minutes
+		h := &Head{Method: "GET", Path: "/api", Authorization: "Bearer t"}
+		d, _ := core.Decide(h, cl, t0)
+		core.Concluded(d, 200, t0)
+		h.Upgrade = tt.upgrade
+		lost := false
+		for i := range 20 {
+			now := t0.Add(time.Duration(i) * 30 * time.Second)
+			d, _ = core.Decide(h, cl, now)
+			lost = lost || d.Credential != Token
+			core.Concluded(d, tt.code, now)
+		}
+		if lost != tt.lost {
+			t.Errorf("in ten minutes of %d %s: lost %v, want %v", tt.code, tt.upgrade, lost, tt.lost)
+		}
+	}
+}
+
 // Answers to other credentials say nothing of tokens.
 func TestConcludedOfOtherCredentials(t *testing.T) {
 	core := decider(tlsconf.Verdict{})
 	for _, c := range []Credential{Anonymous, Token, Asserted} {
 		core.Concluded(&Decision{Credential: c, Token: core.Tokens.Key("t")}, 200, t0)
 	}
-	if core.Tokens.Accepted(core.Tokens.Key("t"), t0) {
+	if accepted(core.Tokens, core.Tokens.Key("t"), t0) {
 		t.Error("accepted without a token of its own")
 	}
 }

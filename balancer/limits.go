@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -37,8 +38,9 @@ type LimitOverride struct {
 }
 
 // Limits hold each requester to a limit: the user of a certificate, the bearer of a
-// token that a backend has accepted of late, and all others by their address. To take
-// every token for a requester of its own would let anybody be as many as he likes.
+// token that a backend has accepted of late, and all others by their address, where those
+// who show a token are apart from those who show nothing. To take every token for a
+// requester of its own would let anybody be as many as he likes.
 type Limits struct {
 	// Static after construction.
 	limits  []Limit        // that for all, then the overrides
@@ -72,6 +74,7 @@ type requester struct {
 	user   string       // of a certificate
 	token  TokenKey     // that a backend has accepted
 	source netip.Prefix // of all others
+	bearer bool         // beside source: with a token
 	limit  int          // which: certificates of one user may name different groups
 }
 
@@ -133,12 +136,11 @@ func (l *Limits) requester(d *Decision, cl *Client) requester {
 		return requester{token: d.Token}
 	}
 	a := bareAddr(cl.Peer.Addr())
-	for i, n := range l.sources {
-		if n.Contains(a) {
-			return requester{source: sourceOf(a), limit: i}
-		}
+	who := requester{source: sourceOf(a), bearer: d.Credential == Unproven}
+	if i := slices.IndexFunc(l.sources, func(n Networks) bool { return n.Contains(a) }); i >= 0 {
+		who.limit = i
 	}
-	return requester{source: sourceOf(a)}
+	return who
 }
 
 func (l *Limits) ofUser(d *Decision) int {
@@ -262,12 +264,18 @@ func (r requester) name() string {
 		return fmt.Sprintf("the user %q", r.user)
 	case r.token != TokenKey{}:
 		return "this token"
-	case !r.source.IsValid():
-		return "this client"
-	case r.source.IsSingleIP():
-		return "the address " + r.source.Addr().String()
 	}
-	return "the network " + r.source.String()
+	name := "this client"
+	switch {
+	case r.source.IsSingleIP():
+		name = "the address " + r.source.Addr().String()
+	case r.source.IsValid():
+		name = "the network " + r.source.String()
+	}
+	if r.bearer {
+		name += ", with tokens that no kube-apiserver has accepted of late,"
+	}
+	return name
 }
 
 func (a *account) refill(now time.Time) {
@@ -323,21 +331,36 @@ func (s *limitShard) sweep(now time.Time) {
 
 // isUnlimited reports whether a request is never held to a limit: health checks, and
 // what keeps a lease, so that a node's heartbeat or a leader does not starve beside its
-// own other requests. path is as on the wire.
-func isUnlimited(a *Attributes, path string) bool {
-	if a.Class != Short {
+// own other requests. That is what kube-apiserver exempts or prefers (the flow schemas
+// probes, system-node-high and system-leader-election,
+// k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap/default.go), from those who have proven
+// who they are; and nothing that only looks alike. path is as on the wire.
+func (d *Decision) isUnlimited(method, path string) bool {
+	if d.Class != Short {
 		return false
 	}
 	switch path {
 	case "/livez", "/readyz", "/healthz":
-		return true
+		return method == "GET" || method == "HEAD"
 	}
-	if a.APIGroup != "coordination.k8s.io" || a.Resource != "leases" || a.Subresource != "" {
+	if d.Credential != Asserted && d.Credential != Token {
 		return false
 	}
-	switch a.Verb {
-	case "get", "create", "update", "patch":
-		return true
+	// v1 is the only version of a Lease that is served since 1.22.
+	rest, ok := strings.CutPrefix(path, "/apis/coordination.k8s.io/v1/namespaces/")
+	if !ok {
+		return false
+	}
+	namespace, rest, _ := strings.Cut(rest, "/")
+	leases, name, named := strings.Cut(rest, "/")
+	if namespace == "" || leases != "leases" || strings.Contains(name, "/") {
+		return false
+	}
+	switch method {
+	case "POST":
+		return !named
+	case "GET", "PUT", "PATCH":
+		return name != ""
 	}
 	return false
 }

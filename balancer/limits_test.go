@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -200,7 +201,7 @@ func TestLimitRequester(t *testing.T) {
 		{"the first group", user("bob", "dev", "ops"), "192.0.2.7", 2, `the user "bob"`},
 		{"the user before the group", user("free", "ops"), "192.0.2.7", 0, ""},
 		{"a token", requestOf("tanna", Short), "192.0.2.7", 1, "this token"},
-		{"an unproven token", requestOf("nanna", Short), "198.51.100.7", 1, "the address 198.51.100.7"},
+		{"an unproven token", requestOf("nanna", Short), "198.51.100.7", 1, "the address 198.51.100.7, with tokens that no kube-apiserver has accepted of late,"},
 		{"anonymous", requestOf("-", Short), "198.51.100.7", 1, "the address 198.51.100.7"},
 		{"the first network", requestOf("-", Short), "192.0.2.7", 3, "the address 192.0.2.7"},
 		{"IPv4 as IPv6", requestOf("-", Short), "::ffff:192.0.2.8", 3, "the address 192.0.2.8"},
@@ -223,6 +224,9 @@ func TestLimitRequester(t *testing.T) {
 	if c.Limits.requester(requestOf("nx", Short), one) != c.Limits.requester(requestOf("ny", Short), two) {
 		t.Error("two addresses of one /64, with tokens that are not known, are two requesters")
 	}
+	if c.Limits.requester(requestOf("nx", Short), one) == c.Limits.requester(requestOf("-", Short), one) {
+		t.Error("whoever shows nothing takes from those whose tokens are not proven yet")
+	}
 	if got := c.Limits.requester(requestOf("-", Short), new(Client)).name(); got != "this client" {
 		t.Errorf("without an address: %s", got)
 	}
@@ -236,6 +240,9 @@ func TestUnlimited(t *testing.T) {
 		{"GET", "/livez", "", true},
 		{"GET", "/readyz", "verbose", true},
 		{"GET", "/healthz", "", true},
+		{"HEAD", "/livez", "", true},
+		{"POST", "/livez", "", false},
+		{"DELETE", "/healthz", "", false},
 		{"GET", "/livez/etcd", "", false},
 		{"GET", "/%6civez", "", false},
 		{"GET", "/version", "", false},
@@ -243,7 +250,19 @@ func TestUnlimited(t *testing.T) {
 		{"PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-1", "timeout=10s", true},
 		{"PATCH", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-1", "", true},
 		{"POST", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", "", true},
-		{"GET", "/apis/coordination.k8s.io/v1beta1/namespaces/a/leases/b", "", true},
+		{"GET", "/apis/coordination.k8s.io/v1beta1/namespaces/a/leases/b", "", false},
+		{"GET", "/apis/coordination.k8s.io/x/namespaces/a/leases/b", "", false},
+		{"GET", "/apis/coordination.k8s.io//namespaces/a/leases/b", "", false},
+		{"GET", "//apis/coordination.k8s.io/v1/namespaces/a/leases/b", "", false},
+		{"GET", "/apis/coordination.k8s.io/v1/namespaces//leases/b", "", false},
+		{"GET", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b//c", "", false},
+		{"GET", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b/", "", false},
+		{"GET", "/apis/coordination.k8s.io/v1/namespaces/a/leases/", "", false},
+		{"GET", "/apis/coordination.k8s.io/v1/namespaces/a/leases", "", false},
+		{"GET", "/apis/coordination.k8s.io/v1/namespaces/a/leasecandidates/b", "", false},
+		{"PUT", "/apis/coordination.k8s.io/v1/namespaces/a/leases", "", false},
+		{"POST", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b", "", false},
+		{"BREW", "/apis/coordination.k8s.io/v1/namespaces/a/leases/b", "", false},
 		{"DELETE", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-scheduler", "", false},
 		{"GET", "/apis/coordination.k8s.io/v1/leases", "", false},
 		{"GET", "/apis/coordination.k8s.io/v1/leases", "watch=1", false},
@@ -256,12 +275,19 @@ func TestUnlimited(t *testing.T) {
 		{"GET", "/api/v1/namespaces/a/leases/b", "", false},
 		{"GET", "/api/v1/nodes", "", false},
 	} {
-		a := Attribute(tt.method, tt.path, tt.query)
-		if got := isUnlimited(&a, tt.path); got != tt.want {
+		d := Decision{Credential: Asserted, Attributes: Attribute(tt.method, tt.path, tt.query)}
+		if got := d.isUnlimited(tt.method, tt.path); got != tt.want {
 			t.Errorf("%s %s?%s: %v, want %v", tt.method, tt.path, tt.query, got, tt.want)
 		}
-		a.Class = Upgrade
-		if isUnlimited(&a, tt.path) {
+		for c := range Credential(Credentials) {
+			d.Credential = c
+			want := tt.want && (c == Asserted || c == Token || !strings.Contains(tt.path, "leases"))
+			if got := d.isUnlimited(tt.method, tt.path); got != want {
+				t.Errorf("%s %s?%s with %s: %v, want %v", tt.method, tt.path, tt.query, c, got, want)
+			}
+		}
+		d.Credential, d.Class = Asserted, Upgrade
+		if d.isUnlimited(tt.method, tt.path) {
 			t.Errorf("%s %s passes as an upgrade", tt.method, tt.path)
 		}
 	}
@@ -354,12 +380,12 @@ func TestLimitsProperty(t *testing.T) {
 			return
 		}
 		c := &Core{Limits: l}
-		who := []string{"uanna", "ubob", "ta", "tb", "na", "-"}
+		who := []string{"uanna", "ubob", "ta", "tb", "na", "nb", "-"}
 		models := map[string]*model{}
 		for _, w := range who {
 			key := w
-			if w == "na" {
-				key = "-" // unproven: by address, as the anonymous
+			if w[0] == 'n' {
+				key = "n" // unproven: by address, apart from the anonymous
 			}
 			if models[key] == nil {
 				models[key] = &model{limit: all}

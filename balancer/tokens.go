@@ -60,16 +60,18 @@ func (t *Tokens) Forget(k TokenKey) {
 	delete(t.before, k)
 }
 
-// Accepted reports whether the token has been accepted of late.
-func (t *Tokens) Accepted(k TokenKey, now time.Time) bool {
+// Accepted reports whether the token has been accepted of late, and whether that is so
+// long ago that its next proof is to be remembered with Accept: the present generation
+// does not know it.
+func (t *Tokens) Accepted(k TokenKey, now time.Time) (accepted, renew bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.turn(now)
 	if _, ok := t.current[k]; ok {
-		return true
+		return true, false
 	}
 	_, ok := t.before[k]
-	return ok
+	return ok, ok
 }
 
 // turn begins a new generation when the current one is over.

@@ -9,6 +9,11 @@ import (
 	"pgregory.net/rapid"
 )
 
+func accepted(tokens *Tokens, k TokenKey, now time.Time) bool {
+	ok, _ := tokens.Accepted(k, now)
+	return ok
+}
+
 func TestTokenKeys(t *testing.T) {
 	a, b := NewTokens(8, time.Minute), NewTokens(8, time.Minute)
 	if again := a.Key("t"); a.Key("t") != again {
@@ -47,16 +52,16 @@ func TestTokensExpire(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			tokens := NewTokens(8, span)
 			k, other := tokens.Key("t"), tokens.Key("u")
-			tokens.Accepted(k, t0) // the first generation begins
+			accepted(tokens, k, t0) // the first generation begins
 			tokens.Accept(k, t0.Add(tt.accepted))
 			// As traffic does: a generation is over when somebody asks after its end.
 			if tt.ask >= 2*span {
-				tokens.Accepted(other, t0.Add(span))
+				accepted(tokens, other, t0.Add(span))
 			}
-			if got := tokens.Accepted(k, t0.Add(tt.ask)); got != tt.want {
+			if got := accepted(tokens, k, t0.Add(tt.ask)); got != tt.want {
 				t.Errorf("accepted at %v, asked at %v: %v", tt.accepted, tt.ask, got)
 			}
-			if tokens.Accepted(other, t0.Add(tt.ask)) {
+			if accepted(tokens, other, t0.Add(tt.ask)) {
 				t.Error("a token that was never accepted is")
 			}
 		})
@@ -68,7 +73,7 @@ func TestTokensExpireUnasked(t *testing.T) {
 	tokens := NewTokens(8, time.Minute)
 	k := tokens.Key("t")
 	tokens.Accept(k, t0)
-	if tokens.Accepted(k, t0.Add(2*time.Minute)) {
+	if accepted(tokens, k, t0.Add(2*time.Minute)) {
 		t.Error("remembered for two spans")
 	}
 }
@@ -80,10 +85,13 @@ func TestTokensAcceptedAnew(t *testing.T) {
 	k := tokens.Key("t")
 	tokens.Accept(k, t0)
 	tokens.Accept(k, t0.Add(time.Minute)) // now of the second generation
-	if !tokens.Accepted(k, t0.Add(2*time.Minute)) {
+	if _, renew := tokens.Accepted(k, t0.Add(time.Minute)); renew {
+		t.Error("to be renewed at once")
+	}
+	if !accepted(tokens, k, t0.Add(2*time.Minute)) {
 		t.Error("forgotten although it was accepted anew")
 	}
-	if tokens.Accepted(k, t0.Add(3*time.Minute)) {
+	if accepted(tokens, k, t0.Add(3*time.Minute)) {
 		t.Error("remembered for more than two spans")
 	}
 }
@@ -94,7 +102,7 @@ func TestTokensAreBounded(t *testing.T) {
 	key := func(i int) TokenKey { return tokens.Key(fmt.Sprint(i)) }
 	count := func(now time.Time) (n int) {
 		for i := range 3 * limit {
-			if tokens.Accepted(key(i), now) {
+			if accepted(tokens, key(i), now) {
 				n++
 			}
 		}
@@ -108,7 +116,7 @@ func TestTokensAreBounded(t *testing.T) {
 	}
 	// The first ones stay: a flood does not push out those who were there.
 	for i := range limit {
-		if !tokens.Accepted(key(i), t0) {
+		if !accepted(tokens, key(i), t0) {
 			t.Errorf("token %d has been pushed out", i)
 		}
 	}
@@ -132,15 +140,15 @@ func TestTokensForget(t *testing.T) {
 	tokens.Accept(other, t0.Add(time.Minute))
 	tokens.Accept(k, t0.Add(time.Minute)) // no room
 	tokens.Forget(k)
-	if tokens.Accepted(k, t0.Add(time.Minute)) {
+	if accepted(tokens, k, t0.Add(time.Minute)) {
 		t.Error("remembered in the generation before")
 	}
-	if !tokens.Accepted(other, t0.Add(time.Minute)) {
+	if !accepted(tokens, other, t0.Add(time.Minute)) {
 		t.Error("another token is forgotten too")
 	}
 	tokens.Forget(other)
 	tokens.Accept(k, t0.Add(time.Minute))
-	if !tokens.Accepted(k, t0.Add(time.Minute)) {
+	if !accepted(tokens, k, t0.Add(time.Minute)) {
 		t.Error("there is no room where a token was forgotten")
 	}
 }
@@ -171,7 +179,7 @@ func TestTokensModel(t *testing.T) {
 			"ask": func(t *rapid.T) {
 				k := key(t)
 				when, known := last[k]
-				if tokens.Accepted(k, at()) && (!known || now-when >= 2*span) {
+				if accepted(tokens, k, at()) && (!known || now-when >= 2*span) {
 					t.Fatalf("token %v is remembered", k)
 				}
 			},

@@ -82,7 +82,7 @@ func verifyBackend(chain []*x509.Certificate, ca *bundle, serverName string, now
 	}
 	verified, err := chain[0].Verify(x509.VerifyOptions{
 		Roots:         ca.pool,
-		Intermediates: intermediates(chain),
+		Intermediates: poolOf(vouched(chain[1:], ca)),
 		DNSName:       serverName,
 		CurrentTime:   now,
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},

@@ -163,11 +163,7 @@ func loadBundle(use, file string, old *bundle) (*bundle, *FileError) {
 	if err != nil {
 		return nil, &FileError{Use: use, File: file, Err: err, Cure: cure, part: use}
 	}
-	pool := x509.NewCertPool()
-	for _, c := range certs {
-		pool.AddCert(c)
-	}
-	return &bundle{certs: certs, pool: pool, digest: digest}, nil
+	return &bundle{certs: certs, pool: poolOf(certs), digest: digest}, nil
 }
 
 func loadCRL(file string, ca *bundle, old *crlSet) (*crlSet, *FileError) {

@@ -21,7 +21,8 @@ var cipherSuites = []uint16{
 
 // ListenerConfig is for the client port. Each handshake uses the certificates
 // and the client CA of its moment. Client certificates are asked for, with the
-// client CA as the hint, and not verified: see [Store.Verify]. A resumed
+// client CA as the hint, and not verified: see [Store.Verify]. More of them than
+// anybody has is refused: see boundChain. A resumed
 // session brings the certificates of its first handshake with it, so that
 // Verify judges them by today's CA.
 func (s *Store) ListenerConfig() *tls.Config {
@@ -46,6 +47,7 @@ func listenerConfig(snap *snapshot, minVersion uint16, now func() time.Time) *tl
 	if snap.clientCA != nil {
 		c.ClientAuth = tls.RequestClientCert
 		c.ClientCAs = snap.clientCA.pool
+		c.VerifyConnection = boundChain
 	}
 	return c
 }

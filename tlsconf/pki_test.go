@@ -129,11 +129,7 @@ func chainOf(certs ...*issued) []*x509.Certificate {
 }
 
 func bundleOf(certs ...*issued) *bundle {
-	b := &bundle{certs: chainOf(certs...), pool: x509.NewCertPool()}
-	for _, c := range b.certs {
-		b.pool.AddCert(c)
-	}
-	return b
+	return &bundle{certs: chainOf(certs...), pool: poolOf(chainOf(certs...))}
 }
 
 // crl signs a CRL that lists the given certificates.

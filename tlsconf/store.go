@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // What a file is used for, in errors, logs and metrics.
@@ -46,6 +49,7 @@ type Store struct {
 	loader loader
 	log    *slog.Logger
 	pace   pace
+	panics rate.Sometimes // in which they are told
 
 	// Swapped as one.
 	snap atomic.Pointer[snapshot]
@@ -98,6 +102,7 @@ func Open(f Files, now func() time.Time, log *slog.Logger) (*Store, error) {
 		loader: loader{files: f, credentials: os.Getenv(credentialsVariable), now: now},
 		log:    log,
 		pace:   defaultPace,
+		panics: rate.Sometimes{First: 1, Interval: time.Second},
 	}
 	next, errs := s.loader.load(&snapshot{serving: make([]*pair, len(f.Serving))})
 	if len(errs) > 0 {
@@ -238,12 +243,21 @@ func (s *Store) BackendGeneration() uint64 { return s.snap.Load().backendGenerat
 
 // Verify judges the chain that a client sent, leaf first, by the files and the
 // clock of this moment. It costs signature checks: keep the verdict while
-// [Store.Current] confirms it.
-func (s *Store) Verify(chain []*x509.Certificate) Verdict {
+// [Store.Current] confirms it. A chain that makes it panic is invalid: anybody may
+// send one, and the process is everybody's.
+func (s *Store) Verify(chain []*x509.Certificate) (v Verdict) {
 	snap := s.snap.Load()
-	v := verify(chain, snap.clientCA, snap.crl, snap.deny, s.loader.now())
-	v.Generation = snap.generation
-	return v
+	defer func() {
+		if p := recover(); p != nil {
+			v = Verdict{Kind: Invalid, Panicked: true, Reason: "the balancer failed to verify it; its log says how"}
+			stack := debug.Stack()
+			s.panics.Do(func() {
+				s.log.Error("panic while verifying a client certificate, which counts as invalid", "panic", p, "stack", string(stack))
+			})
+		}
+		v.Generation = snap.generation
+	}()
+	return verify(chain, snap.clientCA, snap.crl, snap.deny, s.loader.now())
 }
 
 // Current reports whether Verify would return v again: neither the client CA,

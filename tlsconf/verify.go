@@ -54,6 +54,9 @@ type Verdict struct {
 	// is one nanosecond past the NotAfter at which its best chain ends, since
 	// NotAfter itself belongs to the validity (RFC 5280, section 4.1.2.5).
 	Until time.Time
+	// Panicked: Invalid, because to verify it made this process panic. That is a bug,
+	// and in the log.
+	Panicked bool
 	// Generation is that of the client CA, CRL and deny list that were asked; see
 	// [Store.Generation].
 	Generation uint64
@@ -95,14 +98,15 @@ func judge(chain []*x509.Certificate, roots *bundle, crls *crlSet, deny *denyLis
 		v.Kind = NoOpinion
 		return v
 	}
+	above := vouched(chain[1:], roots)
 	verified, err := leaf.Verify(x509.VerifyOptions{
 		Roots:         roots.pool,
-		Intermediates: intermediates(chain),
+		Intermediates: poolOf(above),
 		CurrentTime:   now,
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		v.Kind, v.Reason, v.Until = Invalid, err.Error(), nextNotBefore(chain, roots, now)
+		v.Kind, v.Reason, v.Until = Invalid, err.Error(), nextNotBefore(leaf, above, roots, now)
 		return v
 	}
 	unrevoked, why := crls.sift(verified)
@@ -126,13 +130,10 @@ func judge(chain []*x509.Certificate, roots *bundle, crls *crlSet, deny *denyLis
 	return v
 }
 
-// intermediates is the pool of what was sent beside the leaf, or nil.
-func intermediates(chain []*x509.Certificate) *x509.CertPool {
-	if len(chain) < 2 {
-		return nil
-	}
+// poolOf is the pool of the certificates.
+func poolOf(certs []*x509.Certificate) *x509.CertPool {
 	pool := x509.NewCertPool()
-	for _, c := range chain[1:] {
+	for _, c := range certs {
 		pool.AddCert(c)
 	}
 	return pool
@@ -161,8 +162,7 @@ func endOf(chains [][]*x509.Certificate) time.Time {
 // next of its possible issuers becomes valid. Zero: time does not help. It may
 // come too early (an issuer that does not matter), never too late; to verify at
 // each candidate would hand a client that sends many certificates our CPU.
-func nextNotBefore(chain []*x509.Certificate, roots *bundle, now time.Time) time.Time {
-	leaf := chain[0]
+func nextNotBefore(leaf *x509.Certificate, above []*x509.Certificate, roots *bundle, now time.Time) time.Time {
 	if now.After(leaf.NotAfter) {
 		return time.Time{}
 	}
@@ -170,7 +170,7 @@ func nextNotBefore(chain []*x509.Certificate, roots *bundle, now time.Time) time
 		return leaf.NotBefore
 	}
 	var next time.Time
-	for _, issuers := range [][]*x509.Certificate{chain[1:], roots.certs} {
+	for _, issuers := range [][]*x509.Certificate{above, roots.certs} {
 		for _, c := range issuers {
 			if c.NotBefore.After(now) && (next.IsZero() || c.NotBefore.Before(next)) {
 				next = c.NotBefore

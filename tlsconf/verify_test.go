@@ -266,16 +266,16 @@ func FuzzCertificates(f *testing.F) {
 	})
 }
 
-// What a client has written into certificates is told in part only: x509 names the issuer
-// that it did not find, whose name may take all that a handshake may, and would stand in
+// What a client has written into certificates is told in part only: x509 names an issuer
+// that it cannot use, whose name may take all that a handshake may, and would stand in
 // every answer.
 func TestVerdictIsShort(t *testing.T) {
 	loud := authority(t, nil, strings.Repeat("\x01", 100_000))
-	poser := authority(t, nil, strings.Repeat("\x01", 100_000)) // with another key
+	ca := authority(t, nil, strings.Repeat("\x01", 100_000)) // with another key
 	leaf := issue(t, loud, pkix.Name{CommonName: strings.Repeat("x", 100_000)}, func(c *x509.Certificate) {
 		c.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 8*10_000)
 	})
-	v := verify(chainOf(leaf, poser), bundleOf(authority(t, nil, "ca")), nil, nil, noon)
+	v := verify(chainOf(leaf), bundleOf(ca), nil, nil, noon)
 	if v.Kind != Invalid || !strings.HasPrefix(v.Reason, "x509: certificate signed by unknown authority") {
 		t.Fatalf("verdict %s %.100q", v.Kind, v.Reason)
 	}
