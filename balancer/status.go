@@ -47,6 +47,25 @@ func BodyStalled(after time.Duration) *Refusal {
 		Message: fmt.Sprintf("nothing has come of the request body for %s (http.stallTimeout in the balancer's configuration)", after)}
 }
 
+// NoPlace is the refusal of an upgrade that would take one connection too many.
+func NoPlace() *Refusal {
+	return &Refusal{Code: 503, Reason: ReasonConnections, RetryAfter: 1,
+		Message: "the balancer has as many connections as file descriptors allow; nothing has been done"}
+}
+
+// NoRoom is the refusal of a request whose body would have to be held.
+func NoRoom() *Refusal {
+	return &Refusal{Code: 429, Reason: ReasonMemory, RetryAfter: 2,
+		Message: "the balancer holds as many request bodies as it may; nothing has been done"}
+}
+
+// UpgradeBodyTooLarge is the refusal of a request to upgrade whose body is larger than
+// most, in bytes.
+func UpgradeBodyTooLarge(most int) *Refusal {
+	return &Refusal{Code: 413, Reason: ReasonBadRequest,
+		Message: fmt.Sprintf("the body of a request to upgrade may have %d bytes (backends.maxHeldBodyBytes in the balancer's configuration)", most)}
+}
+
 // Refusal is an error of the balancer's own as the client sees it: a Status.
 type Refusal struct {
 	Code    int    // HTTP status code

@@ -147,6 +147,15 @@ type bodyAttempt struct {
 	closed bool
 }
 
+// settle waits until the client is not being read.
+func (h *heldBody) settle() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for h.filling {
+		h.cond.Wait()
+	}
+}
+
 // Read returns what is held, or waits for more from the client.
 func (a *bodyAttempt) Read(p []byte) (int, error) {
 	h := a.body

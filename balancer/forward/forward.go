@@ -15,6 +15,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"io"
 	"log"
 	"log/slog"
 	"net/http"
@@ -48,6 +49,7 @@ type Options struct {
 // Forwarder forwards requests to backends.
 type Forwarder struct {
 	Options
+	places   places
 	drain    drain
 	waiters  waiters
 	lapses   lapses
@@ -78,8 +80,15 @@ func clientOf(r *http.Request) *balancer.Client {
 
 // ServeHTTP answers one request.
 func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{f: f, in: r, peer: r.Context(), client: clientOf(r), started: time.Now(), head: headOf(r)}
+	x := &exchange{f: f, in: r, peer: r.Context(), client: clientOf(r), started: time.Now(), head: headOf(r), conn: http.NewResponseController(w)}
 	defer x.reportPanic()
+	x.answer(w)
+	x.timeRest()
+}
+
+// answer answers the request.
+func (x *exchange) answer(w http.ResponseWriter) {
+	f, r := x.f, x.in
 	refusal := malformed(r)
 	if refusal == nil {
 		x.decision, refusal = f.Core.Decide(&x.head, x.client, x.started)
@@ -130,11 +139,11 @@ type exchange struct {
 	admission balancer.Admission
 
 	// Owned by the handler's goroutine.
-	conn      *http.ResponseController // nil: its client may stand still
-	timedBody *timedBody               // nil: no body that may not
-	body      *heldBody                // nil: no request body
-	backend   *backend.Backend         // of the last attempt; nil: none was made
-	code      int                      // of the answer; 0: none was given
+	conn      *http.ResponseController
+	timedBody *timedBody       // nil: no body whose client may not stand still
+	body      *heldBody        // nil: no request body
+	backend   *backend.Backend // of the last attempt; nil: none was made
+	code      int              // of the answer; 0: none was given
 }
 
 // serve forwards a request that stays within HTTP.
@@ -168,13 +177,17 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	// none, and what speaks of identity must not arrive by that way either.
 	out.Trailer = nil
 	if out.Body != nil {
-		src := out.Body
-		if x.conn != nil {
-			x.timedBody = &timedBody{ReadCloser: src, conn: x.conn, timeout: x.f.StallTimeout}
-			src = x.timedBody
-		}
-		x.body = newHeldBody(src, x.f.MaxHeldBody, x.f.Core.Bodies)
+		x.hold(out.Body)
 	}
+}
+
+// hold begins the holding of the request's body.
+func (x *exchange) hold(src io.ReadCloser) {
+	if x.decision.Class != balancer.Long {
+		x.timedBody = &timedBody{ReadCloser: src, conn: x.conn, timeout: x.f.StallTimeout}
+		src = x.timedBody
+	}
+	x.body = newHeldBody(src, x.f.MaxHeldBody, x.f.Core.Bodies)
 }
 
 // frameAnswer makes the answer one that HTTP/1.1 can carry.

@@ -91,6 +91,9 @@ type countedConn struct {
 	closed      func()
 }
 
+// NetConn returns the connection that is counted.
+func (c *countedConn) NetConn() net.Conn { return c.Conn }
+
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 && c.established.Load() {

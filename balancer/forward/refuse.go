@@ -51,6 +51,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *balancer.Refusal) {
 	if r.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(r.RetryAfter))
 	}
+	x.leaveBody()
 	if x.head.Upgrade != "" || x.unreadBody() {
 		h.Set("Connection", "close") // what follows need not be a request
 	}

@@ -38,8 +38,9 @@ type ServerOptions struct {
 	IdleTimeout       time.Duration // of a connection without a request
 	MaxHeaderBytes    int
 	MaxStreams        int // of a connection over net/http's HTTP/2
-	// MaxConnections is how many clients there may be at once; those that come then are
-	// closed at once, so that they try again or elsewhere. 0: any number.
+	// MaxConnections is how many clients there may be at once, with the connections that
+	// upgrades have to backends; clients that come then are closed at once, so that they try
+	// again or elsewhere. 0: any number.
 	MaxConnections int
 	// ProxyProtocol are the networks from which connections begin with a header of the
 	// PROXY protocol, which says where they come from. One without it is closed.
@@ -73,6 +74,7 @@ type Server struct {
 func NewServer(f *Forwarder, o ServerOptions) *Server {
 	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), told: rate.NewLimiter(toldRate, toldBurst), clients: map[net.Conn]*balancer.Client{}, young: map[net.Conn]struct{}{}}
 	s.idle = sync.NewCond(&s.mu)
+	f.places.most = int64(o.MaxConnections)
 	s.http = &http.Server{
 		Handler:                      http.HandlerFunc(s.serveHTTP),
 		TLSConfig:                    o.TLS,
@@ -197,6 +199,7 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 	}
 	var conn net.Conn = t
 	if t.ConnectionState().NegotiatedProtocol != "h2" {
+		patient(t)
 		conn = newGuard(t, s.MaxHeaderBytes, func(r *balancer.Refusal, method string) []byte { return s.f.unread(r, method, client) })
 	}
 	if !s.accepted.give(conn) {
@@ -264,12 +267,12 @@ func (s *Server) note(c net.Conn) bool {
 	}
 	why, reason := "", ""
 	switch {
-	case s.MaxConnections > 0 && len(s.clients) >= s.MaxConnections:
-		reason = balancer.ReasonConnections
-		why = "there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)"
 	case s.f.Core.Memory.Short():
 		reason = balancer.ReasonMemory
 		why = "memory is short (MemoryMax in a systemd unit, GOMEMLIMIT in the environment)"
+	case !s.f.places.take():
+		reason = balancer.ReasonConnections
+		why = "there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)"
 	}
 	if reason != "" {
 		if now := time.Now(); now.Sub(s.turned) > turnedEvery {
@@ -298,7 +301,10 @@ const turnedEvery = 10 * time.Second
 func (s *Server) forget(c net.Conn) *balancer.Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	client := s.clients[c]
+	client, noted := s.clients[c]
+	if noted {
+		s.f.places.give()
+	}
 	delete(s.clients, c)
 	delete(s.young, c)
 	s.idle.Broadcast()
@@ -369,9 +375,11 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 
 // connState follows connections of net/http to their end. One that is hijacked for
 // an upgrade is a client's no more; the slot of the upgrade counts it, and its source
-// until the tunnel ends.
+// and its place until the tunnel ends.
 func (s *Server) connState(c net.Conn, state http.ConnState) {
 	switch state {
+	case http.StateIdle:
+		_ = c.SetWriteDeadline(time.Time{}) // timeRest
 	case http.StateHijacked:
 		s.f.lapses.closed(accepted(c))
 		s.left(accepted(c))

@@ -36,6 +36,9 @@ func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.C
 		panic(http.ErrAbortHandler)
 	}
 	defer client.Close()
+	x.f.places.keep() // the client's, which gave it back when it was hijacked
+	defer x.f.places.give()
+	patient(conn)
 	defer func() { x.client.Source.Close(time.Now()) }()
 	// The server may have set deadlines for the request head.
 	if client.SetDeadline(time.Time{}) != nil || writeSwitching(buffered.Writer, res.Header) != nil {

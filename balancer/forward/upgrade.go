@@ -29,6 +29,15 @@ const answerTimeout = time.Minute
 // afterwards: a refused upgrade must leave no tunnel behind (CVE-2018-1002105).
 func (x *exchange) upgrade(w http.ResponseWriter) {
 	ctx := x.in.Context()
+	if !x.f.places.take() {
+		x.refuse(w, balancer.NoPlace())
+		return
+	}
+	defer x.f.places.give()
+	if refusal := x.readBody(); refusal != nil {
+		x.refuse(w, refusal)
+		return
+	}
 	conn, slot, refusal := x.dialUpgrade(ctx)
 	if refusal != nil {
 		x.refuse(w, refusal)
@@ -52,10 +61,6 @@ func (x *exchange) upgrade(w http.ResponseWriter) {
 		if ctx.Err() != nil {
 			x.clientGone()
 		}
-		if x.body != nil && x.body.sourceErr() != nil {
-			x.refuse(w, unreadableBody(x.body.sourceErr()))
-			return
-		}
 		a := balancer.Attempt{Event: eventOf(err, slot.Backend), Method: x.in.Method, DialOnly: true, Err: err}
 		x.signal(slot.Backend, a.Event)
 		_, refusal := a.Again(x.f.Core.RetryBudget(x.decision.Credential))
@@ -75,6 +80,31 @@ func (x *exchange) upgrade(w http.ResponseWriter) {
 	}
 	stop()
 	x.tunnel(w, res, conn, from)
+}
+
+// readBody reads the body of the request, which has none as a rule, to its end. The
+// connection to a backend, which serves nobody else, must not wait for a client that is in
+// no hurry.
+func (x *exchange) readBody() *balancer.Refusal {
+	if x.in.ContentLength == 0 {
+		return nil
+	}
+	x.hold(x.in.Body)
+	n, err := io.Copy(io.Discard, io.LimitReader(x.body.attempt(), int64(x.f.MaxHeldBody)+1))
+	switch {
+	case x.timedBody.stalled():
+		return balancer.BodyStalled(x.f.StallTimeout)
+	case err != nil:
+		if x.in.Context().Err() != nil {
+			x.clientGone()
+		}
+		return unreadableBody(err)
+	case n > int64(x.f.MaxHeldBody):
+		return balancer.UpgradeBodyTooLarge(x.f.MaxHeldBody)
+	case !x.body.replayable():
+		return balancer.NoRoom()
+	}
+	return nil
 }
 
 // dialUpgrade connects to a backend that will have the request. Failed dials are
@@ -120,19 +150,16 @@ func (x *exchange) askUpgrade(ctx context.Context, b *backend.Backend, conn *tls
 		out.Header.Set("User-Agent", "") // or Request.Write sends its own
 	}
 	out.Trailer, out.Close = nil, false
-	if out.ContentLength == 0 {
-		out.Body = nil
-	} else {
-		x.body = newHeldBody(x.in.Body, 0, x.f.Core.Bodies) // it is sent once; what matters is whose fault an error is
-		x.body.release()
+	out.Body = nil
+	if x.body != nil {
 		out.Body = x.body.attempt()
 	}
 	setTarget(out, targetOf(x.in), b.Address)
 
-	if err := out.Write(conn); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return nil, err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
+	if err := out.Write(conn); err != nil {
 		return nil, err
 	}
 	for {
@@ -145,7 +172,7 @@ func (x *exchange) askUpgrade(ctx context.Context, b *backend.Backend, conn *tls
 		if res.StatusCode < 200 && res.StatusCode != http.StatusSwitchingProtocols {
 			continue // 100 Continue and its like end with the head
 		}
-		return res, conn.SetReadDeadline(time.Time{})
+		return res, conn.SetDeadline(time.Time{})
 	}
 }
 

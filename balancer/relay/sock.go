@@ -63,6 +63,9 @@ func NewSock(c net.Conn) *Sock {
 	return s
 }
 
+// NetConn returns the connection that is wrapped.
+func (s *Sock) NetConn() net.Conn { return s.Conn }
+
 // Wrap makes a connection of a client one that Serve can take over. It must be called
 // before the TLS handshake.
 func (*Relay) Wrap(c net.Conn) net.Conn { return NewSock(c) }

@@ -163,6 +163,7 @@ func (r *program) memory() (now, peak int64) {
 const (
 	bigPath  = "/api/v1/namespaces/default/configmaps/big"
 	sunkPath = "/api/v1/namespaces/default/configmaps/sunk" // its body is read, and there is no answer
+	execPath = "/api/v1/namespaces/default/pods/p/exec"     // switches, and what comes goes back after a pause
 )
 
 // h2backend is a fake of kube-apiserver with its HTTP/2.
@@ -222,6 +223,15 @@ func (b *h2backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 		}
 		<-r.Context().Done()
+	case execPath:
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		time.Sleep(pause)
+		io.Copy(conn, buffered)
 	case bigPath: // of as many MB as the query says
 		megabytes, _ := strconv.Atoi(r.URL.RawQuery)
 		block := make([]byte, 32<<10)
