@@ -28,7 +28,7 @@ import (
 
 // TCP liveness of both legs: a peer that has vanished is noticed after about 15 s,
 // whether the connection is idle (keepalive) or has data unacknowledged
-// (TCP_USER_TIMEOUT).
+// (TCP_USER_TIMEOUT, which tunnels and clients of HTTP/1.1 go without).
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 9 * time.Second, Interval: 2 * time.Second, Count: 3}
 
 const userTimeout = 15 * time.Second
