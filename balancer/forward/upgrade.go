@@ -57,10 +57,10 @@ func (x *exchange) upgrade(w http.ResponseWriter) {
 	limited := &io.LimitedReader{R: conn}
 	from := bufio.NewReader(limited)
 	res, err := x.askUpgrade(ctx, slot.Backend, conn, limited, from)
+	if ctx.Err() != nil { // also where the backend answers because of the end
+		x.clientGone()
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			x.clientGone()
-		}
 		a := balancer.Attempt{Event: eventOf(err, slot.Backend), Method: x.in.Method, DialOnly: true, Err: err}
 		x.signal(slot.Backend, a.Event)
 		_, refusal := a.Again(x.f.Core.RetryBudget(x.decision.Credential))

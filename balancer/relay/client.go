@@ -365,6 +365,15 @@ func (cc *clientConn) leaveIfDone() {
 	}
 }
 
+// idleTimeout is how long the connection may be without a request. Until the first one
+// comes it holds one of the few places that its source has for unfinished ones.
+func (cc *clientConn) idleTimeout() time.Duration {
+	if cc.last == 0 {
+		return cc.sh.r.ReadHeaderTimeout
+	}
+	return cc.sh.r.IdleTimeout
+}
+
 // tick sees to what is due.
 func (cc *clientConn) tick() {
 	now := cc.sh.now
@@ -383,7 +392,7 @@ func (cc *clientConn) tick() {
 		cc.sayGoAway(&connError{codeProtocol, "the preface or a header block took too long"})
 	case !cc.partSince.IsZero() && now.Sub(cc.partSince) > limit:
 		cc.sayGoAway(&connError{codeProtocol, "a frame took too long"})
-	case cc.streams.n == 0 && cc.leaving == staying && now.Sub(cc.idleAt) > cc.sh.r.IdleTimeout:
+	case cc.streams.n == 0 && cc.leaving == staying && now.Sub(cc.idleAt) > cc.idleTimeout():
 		cc.leave()
 	case cc.pingLost(now, clientPingTimeout):
 		cc.end(context.DeadlineExceeded)

@@ -12,7 +12,7 @@ const stallLooks = 4
 //
 // Long-running requests are not ended so: a watch whose window is shut cannot be told
 // from one with a slow reader, holds no more than its window here, and kube-apiserver
-// ends a watch that falls behind. A socket of which nothing is read at all is ended by
+// ends a watch that falls behind. Where the answer is a refusal, nothing runs. A socket of which nothing is read at all is ended by
 // TCP_USER_TIMEOUT, and by the PING that then has no answer.
 func (cc *clientConn) lookForStalls() {
 	if cc.streams.n == 0 || cc.sh.now.Before(cc.lookAt) {
@@ -40,7 +40,7 @@ func (cc *clientConn) lookForStalls() {
 // waitsForClient reports whether it is the client that a short request waits for.
 func (s *stream) waitsForClient() bool {
 	switch {
-	case s.class != balancer.Short || s.done:
+	case s.class != balancer.Short && !s.down.refusal || s.done:
 		return false
 	case s.answered:
 		return s.down.buf.waiting() > 0

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -102,4 +103,38 @@ func stay(d time.Duration, peers ...*peer) {
 		time.Sleep(min(time.Second, time.Until(end)))
 	}
 	synctest.Wait()
+}
+
+// TestStalledRefusal: a refusal, here because the backend says nothing, that is not taken is ended too, whatever was asked for.
+func TestStalledRefusal(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		c := w.client(nil).greet(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 10})
+		id := c.ask(true, "GET", watchPath)
+		stay(100*time.Second, c)
+		if got := texts(c.drain()); !strings.Contains(got, `":status: 504"`) || !strings.Contains(got, fmt.Sprintf("RST_STREAM %d CANCEL", id)) {
+			w.Errorf("the client hears %s", got)
+		}
+	})
+}
+
+// TestWithoutRequest: a connection on which no request comes is ended as soon as one on
+// which no head comes to its end; one that has had a request may rest.
+func TestWithoutRequest(t *testing.T) {
+	run(t, setup{options: patientWithBackends}, func(w *world) {
+		idle, used := w.client(nil).greet(), w.client(nil).greet()
+		id := used.ask(true, "GET", "/")
+		b := w.apis[0].accepted()
+		b.wantRequest(true, "GET", "/")
+		b.finish(1, used, id)
+		begun := time.Now()
+		for !idle.ended() && time.Since(begun) < time.Minute {
+			stay(time.Second, used, idle)
+		}
+		if got := texts(idle.drain()); !strings.Contains(got, "GOAWAY") || !idle.ended() {
+			w.Errorf("after %v the client hears %s", time.Since(begun), got)
+		}
+		if used.ended() {
+			w.Error("the connection that has had a request has ended")
+		}
+	})
 }

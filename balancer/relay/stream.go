@@ -21,6 +21,7 @@ type lane struct {
 	ended      bool  // END_STREAM has been sent
 	queued     bool  // in the ready list of the leg that it is sent on
 	keep       bool  // what is sent is kept, to be sent again
+	refusal    bool  // it is one of ours, for which nothing runs
 	window     int64 // bytes that may be sent
 	receivable int   // bytes that the sender may still send us
 	owed       int   // bytes that have moved on and are not credited to the sender yet
@@ -471,6 +472,7 @@ func (s *stream) refuse(r *balancer.Refusal) {
 		return
 	}
 	s.down.add(body)
+	s.down.refusal = true
 	s.early = int32(len(body))
 	s.sendHead(fields, false)
 	s.cc.enqueue(s, &s.down)

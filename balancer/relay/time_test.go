@@ -279,6 +279,9 @@ func TestIdleTimeout(t *testing.T) {
 		busy.ask(true, "GET", watchPath)
 		b := w.apis[0].accepted()
 		b.wantRequest(true, "GET", watchPath)
+		id := c.ask(true, "GET", "/")
+		b.wantRequest(true, "GET", "/")
+		b.finish(3, c, id)
 		for range 17 {
 			time.Sleep(10 * time.Second)
 			c.pong("notasked")
@@ -290,7 +293,7 @@ func TestIdleTimeout(t *testing.T) {
 			busy.pong("notasked")
 		}
 		c.wantGoAway(1<<31-1, http2.ErrCodeNo)
-		c.wantGoAway(0, http2.ErrCodeNo)
+		c.wantGoAway(id, http2.ErrCodeNo)
 		c.wantEnd()
 		for _, e := range busy.drain() {
 			w.Errorf("the other client hears %s", e.text)
