@@ -83,6 +83,14 @@ func (l *loader) load(cur *snapshot) (*snapshot, []*FileError) {
 	if f := l.files.ClientCA; f != "" {
 		part(&next.clientCA, failed, func(old *bundle) (*bundle, *FileError) { return loadBundle(UseClientCA, f, old) })
 	}
+	if !l.files.AllowSharedCA && sharesCA(next.frontProxy, next.clientCA, l.now()) {
+		failed(&FileError{
+			Use: UseFrontProxy, File: l.files.FrontProxy.Cert, part: "front-proxy certificate of the client CA",
+			Err:  fmt.Errorf("the certificate verifies against the client CA file %s (tls.clientCAFile), so that any client certificate with its name could pose as the front proxy", l.files.ClientCA),
+			Cure: "use a CA of its own for the front proxy, as kubeadm does (front-proxy-ca), or set frontProxy.allowSharedCA: true if the cluster is built so",
+		})
+		next.frontProxy, next.clientCA = cur.frontProxy, cur.clientCA
+	}
 	// After the CA, which has to have signed it.
 	if f := l.files.ClientCRL; f != "" && next.clientCA != nil {
 		part(&next.crl, failed, func(old *crlSet) (*crlSet, *FileError) { return loadCRL(f, next.clientCA, old) })

@@ -228,6 +228,7 @@ func TestWatchBrokenFile(t *testing.T) {
 
 func TestReloadPartByPart(t *testing.T) {
 	w := newWorld(t)
+	w.files.AllowSharedCA = true
 	s := w.open(t)
 	listener := s.ListenerConfig()
 	first, calls := 0, 0
@@ -292,6 +293,44 @@ func TestReloadPartByPart(t *testing.T) {
 	w.logs.await(t, "front-proxy certificate verifies against the client CA")
 	if first != calls {
 		t.Errorf("the first subscriber was called %d times, the second %d", first, calls)
+	}
+}
+
+// What is refused at the start is refused on a reload: neither file of the two may bring
+// the front proxy's certificate among those of clients.
+func TestReloadRefusesSharedCA(t *testing.T) {
+	w := newWorld(t)
+	s := w.open(t)
+	const refused = `the certificate verifies against the client CA file`
+	joe := issue(t, w.proxyCA, pkix.Name{CommonName: "joe"})
+	before := *s.snap.Load()
+	stands := func(what string, err error) {
+		t.Helper()
+		wantError(t, err, refused)
+		if now := s.snap.Load(); now.clientCA != before.clientCA || now.frontProxy != before.frontProxy || s.FrontProxySharesClientCA() {
+			t.Errorf("%s: something of it is in force", what)
+		}
+		if v := s.Verify(chainOf(joe)); v.Kind != Invalid {
+			t.Errorf("%s: %s", what, v.Kind)
+		}
+	}
+	write(t, w.files.ClientCA, append(certPEM(w.clientCA), certPEM(w.proxyCA)...))
+	stands("the client CA file", s.Reload())
+	w.pair(t, "proxy", issue(t, w.clientCA, pkix.Name{CommonName: "front-proxy-2"}))
+	stands("both", s.Reload())
+	_, err := Open(w.files, clock, slog.New(slog.DiscardHandler))
+	wantError(t, err, refused)
+
+	write(t, w.files.ClientCA, certPEM(w.proxyCA))
+	write(t, w.files.ClientCRL, w.proxyCA.crl(t, yearEnd, nil))
+	if err := s.Reload(); err != nil || s.Verify(chainOf(joe)).Kind != Valid {
+		t.Errorf("the two have changed places: %v", err)
+	}
+	w.pair(t, "proxy", issue(t, w.proxyCA, pkix.Name{CommonName: "front-proxy-3"}))
+	before = *s.snap.Load()
+	wantError(t, s.Reload(), refused)
+	if s.snap.Load().frontProxy != before.frontProxy {
+		t.Error("the front proxy's certificate alone is in force")
 	}
 }
 

@@ -36,6 +36,10 @@ type Files struct {
 	FrontProxy *KeyPairFiles  // nil: client certificates cannot be passed on
 	Probe      *KeyPairFiles  // nil: probes show no certificate
 	MinVersion uint16         // tls.VersionTLS12 (also when 0) or tls.VersionTLS13, for the listener
+
+	// AllowSharedCA takes a front-proxy certificate that the client CA vouches for.
+	// Otherwise that is an error, and on a reload both stay as they were.
+	AllowSharedCA bool
 }
 
 // KeyPairFiles names a PEM certificate with its intermediates, and its

@@ -56,6 +56,8 @@ func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 		ClientDeny: c.TLS.ClientDenyFile,
 		BackendCA:  c.Backends.CAFile,
 		MinVersion: tls.VersionTLS12,
+
+		AllowSharedCA: c.FrontProxy.AllowSharedCA,
 	}
 	if c.TLS.MinVersion == configs.TLS13 {
 		files.MinVersion = tls.VersionTLS13
@@ -72,10 +74,6 @@ func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 	store, err := tlsconf.Open(files, time.Now, log)
 	if err != nil {
 		return nil, &usageError{err}
-	}
-	if store.FrontProxySharesClientCA() && !c.FrontProxy.AllowSharedCA {
-		return nil, &usageError{fmt.Errorf("frontProxy.certFile: %q: the certificate verifies against tls.clientCAFile %q, so that any client certificate with its name could pose as the front proxy; "+
-			"use a CA of its own for the front proxy, as kubeadm does (front-proxy-ca), or set frontProxy.allowSharedCA: true if the cluster is built so", c.FrontProxy.CertFile, c.TLS.ClientCAFile)}
 	}
 	return store, nil
 }

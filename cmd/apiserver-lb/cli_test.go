@@ -159,7 +159,7 @@ func TestSharedCA(t *testing.T) {
 	certFile, _ := replacePair(t, s.dir, "front-proxy", s.pki.proxy)
 	for _, command := range []string{"check", "serve"} {
 		runProgram(command, "--config", s.file()).wants(t, exitUsage, nil, []string{
-			`frontProxy.certFile: "` + certFile + `"`, "tls.clientCAFile", "set frontProxy.allowSharedCA: true",
+			"frontProxy file " + certFile, "tls.clientCAFile", "set frontProxy.allowSharedCA: true",
 		})
 	}
 	s.set("frontProxy.allowSharedCA", true)

@@ -152,10 +152,10 @@ func TestRefusedAtStart(t *testing.T) {
 	}{
 		{"front-proxy certificate of the client CA", func(config map[string]any) {
 			config["frontProxy"] = map[string]any{"certFile": cert, "keyFile": key}
-		}, []string{"frontProxy.certFile", "tls.clientCAFile", "frontProxy.allowSharedCA"}},
+		}, []string{"frontProxy file", "tls.clientCAFile", "frontProxy.allowSharedCA"}},
 		{"front-proxy CA among the client CAs", func(config map[string]any) {
 			section(config, "tls")["clientCAFile"] = writeFile(t, "both.crt", string(shared.PKI.CA.PEM)+string(shared.PKI.FrontProxyCA.PEM))
-		}, []string{"frontProxy.certFile", "tls.clientCAFile", "frontProxy.allowSharedCA"}},
+		}, []string{"frontProxy file", "tls.clientCAFile", "frontProxy.allowSharedCA"}},
 		{"front-proxy key open to the group", func(config map[string]any) { section(config, "frontProxy")["keyFile"] = open }, []string{"frontProxy.keyFile", open, "0640", "chmod 600"}},
 		{"front-proxy certificate expired", func(config map[string]any) {
 			config["frontProxy"] = map[string]any{"certFile": filepath.Join(dir, "expired.crt"), "keyFile": filepath.Join(dir, "expired.key")}
