@@ -107,7 +107,7 @@ func (l *lapses) enter(x *exchange) (leave func()) {
 // or the deny list has changed.
 func (s *Server) EndLapsed() {
 	l := &s.f.lapses
-	for _, e := range l.all() {
+	for _, e := range balancer.AssertedFirst(l.all(), func(e *certified) *balancer.Client { return e.client }) {
 		lapse := e.client.Lapsed(s.f.Core.Verifier, e.chain)
 		if lapse == nil {
 			continue

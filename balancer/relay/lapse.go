@@ -17,27 +17,28 @@ const lapseGrace = 2 * time.Second
 // Chains are verified outside the shards' locks: after such a change that is a
 // signature check or more for each connection.
 func (r *Relay) EndLapsed() {
+	var all []*clientConn
 	for _, sh := range r.shards {
-		for _, cc := range sh.certified() {
-			l := cc.client.Lapsed(r.Core.Verifier, cc.chain)
-			if l == nil {
-				continue
-			}
-			sh.lock()
-			watches, others := cc.lapse(l)
-			sh.unlockAndFlush()
-			if watches+others > 0 {
-				r.Refusals.Lapsed(l, cc.client, watches, others)
-			}
+		all = sh.appendCertified(all)
+	}
+	for _, cc := range balancer.AssertedFirst(all, func(cc *clientConn) *balancer.Client { return cc.client }) {
+		l := cc.client.Lapsed(r.Core.Verifier, cc.chain)
+		if l == nil {
+			continue
+		}
+		cc.sh.lock()
+		watches, others := cc.lapse(l)
+		cc.sh.unlockAndFlush()
+		if watches+others > 0 {
+			r.Refusals.Lapsed(l, cc.client, watches, others)
 		}
 	}
 }
 
-// certified returns the connections whose clients have shown certificates.
-func (sh *shard) certified() []*clientConn {
+// appendCertified adds the connections whose clients have shown certificates.
+func (sh *shard) appendCertified(list []*clientConn) []*clientConn {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	var list []*clientConn
 	for cc := range sh.clients {
 		if len(cc.chain) > 0 {
 			list = append(list, cc)

@@ -4,13 +4,17 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
 
+	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/internal/testpki"
+	"apiserver-lb/tlsconf"
 )
 
 // lastMoment is when a certificate expires: soon after the beginning of a bubble, so that
@@ -25,7 +29,7 @@ func lapsing(t *testing.T, test func(w *world, cert *testpki.Issued, take func()
 		take func(w *world, dir string)
 	}{
 		{"denied", func(p *testpki.PKI) *testpki.Issued { return p.Alice }, func(w *world, dir string) { testpki.Deny(w, dir, w.store, "user alice\n") }},
-		{"CA withdrawn", func(p *testpki.PKI) *testpki.Issued { return p.Alice }, func(w *world, dir string) { testpki.TrustClientsOf(w, dir, w.store, w.pki.ProxyCA) }},
+		{"CA withdrawn", func(p *testpki.PKI) *testpki.Issued { return p.Alice }, func(w *world, dir string) { testpki.TrustClientsOf(w, dir, w.store, testpki.Authority("another")) }},
 		{"expired", func(p *testpki.PKI) *testpki.Issued {
 			return testpki.Issue(p.ClientCA, pkix.Name{CommonName: "alice"}, func(c *x509.Certificate) {
 				c.NotAfter = lastMoment
@@ -182,6 +186,50 @@ func TestLapseIdle(t *testing.T) {
 		c.wantGoAway(id, http2.ErrCodeNo)
 		time.Sleep(linger)
 		c.wantEnd()
+	})
+}
+
+// verifications notes whose certificates are verified.
+type verifications struct {
+	balancer.Verifier
+	names []string
+}
+
+func (v *verifications) Verify(chain []*x509.Certificate) tlsconf.Verdict {
+	v.names = append(v.names, chain[0].Subject.CommonName)
+	return v.Verifier.Verify(chain)
+}
+
+// TestLapseOrder: however many show certificates that were never good for anything, or
+// that name nobody, whoever has something to lose is looked at first.
+func TestLapseOrder(t *testing.T) {
+	dir := t.TempDir()
+	run(t, setup{store: testpki.OpenStore(t, dir, testpki.Certificates()), shards: 2}, func(w *world) {
+		seen := &verifications{Verifier: w.store}
+		w.core.Verifier = seen
+		nobody := testpki.Issue(w.pki.ClientCA, pkix.Name{})
+		beside := func(cert *testpki.Issued) {
+			c := w.client(cert).greet()
+			id := c.ask(true, "GET", "/api", "authorization: Bearer x", "connection: x") // refused, once it is judged
+			c.reset(id, http2.ErrCodeCancel)
+		}
+		for range 5 {
+			beside(nobody)
+			beside(w.pki.Expired)
+		}
+		c := w.client(w.pki.Alice).greet()
+		c.reset(c.ask(true, "GET", watchPath), http2.ErrCodeCancel)
+		for range 5 {
+			beside(nobody)
+		}
+		synctest.Wait()
+		testpki.TrustClientsOf(w, dir, w.store, testpki.Authority("another"))
+		seen.names = nil
+		w.relay.EndLapsed()
+		if want := append([]string{"alice"}, make([]string, 10)...); !slices.Equal(seen.names, want) {
+			w.Errorf("verified %q, want %q", seen.names, want)
+		}
+		w.apis[0].accepted()
 	})
 }
 
