@@ -21,6 +21,9 @@ type Client struct {
 	// Peer is where the connection comes from: its other end, or what a proxy in front
 	// says of that by the PROXY protocol.
 	Peer netip.AddrPort
+	// Unannounced: a proxy in front has not said for whom it connects, and Peer is the
+	// proxy. That may be a check of its health, or anybody whose address it does not know.
+	Unannounced bool
 	// Source is what the connection counts at; nil: at none. It is closed with it.
 	Source *SourceConn
 	Home   backend.Home // the backend that its requests go to while they may
@@ -66,6 +69,10 @@ func (c *Client) asserted(h *IdentityHeaders, id *tlsconf.Identity) []Field {
 	c.identity.Store(m)
 	return m.fields
 }
+
+// isFrom reports whether the client comes from one of the networks, to be let in or
+// believed for it.
+func (c *Client) isFrom(n Networks) bool { return !c.Unannounced && n.Contains(c.Peer.Addr()) }
 
 // addressText returns the peer's address as it stands in X-Forwarded-For, empty
 // where a transport without addresses, such as a pipe, has none.

@@ -124,7 +124,7 @@ func (c *Core) decide(d *Decision, h *Head, cl *Client, now time.Time) *Refusal 
 	if d.Credential == Asserted {
 		asserted = cl.asserted(c.Headers, verdict.Identity)
 	}
-	c.Headers.edit(&d.Edits, d.Credential, asserted, cl.addressText(), c.Trusted.Contains(cl.Peer.Addr()), h.ForwardedFor, setAuditID)
+	c.Headers.edit(&d.Edits, d.Credential, asserted, cl.addressText(), cl.isFrom(c.Trusted), h.ForwardedFor, setAuditID)
 	if d.Credential == Asserted {
 		d.Edits.withholdToken(h.Subprotocols)
 	}

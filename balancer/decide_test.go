@@ -273,6 +273,12 @@ func TestDecideTrustsProxies(t *testing.T) {
 			t.Errorf("from %s: %q, want %q", tt.peer, got, tt.want)
 		}
 	}
+	unannounced := clientAt("10.1.2.3")
+	unannounced.Unannounced = true
+	d, _ := core.Decide(&Head{Method: "GET", Path: "/", AuditID: "a", ForwardedFor: []string{"1.2.3.4"}}, unannounced, t0)
+	if got := wire(d.Edits.Add); got != "X-Forwarded-For: 10.1.2.3\n" {
+		t.Errorf("from nobody knows where: %q", got)
+	}
 	d, refusal := core.Decide(&Head{Method: "GET", Path: "/", AuditID: "a", ForwardedFor: []string{"1.2.3.4"}}, &Client{}, t0)
 	if refusal != nil || len(d.Edits.Add) != 0 || !d.Edits.Drop("X-Forwarded-For") {
 		t.Errorf("a peer without an address: %v, %q", refusal, wire(d.Edits.Add))

@@ -85,7 +85,7 @@ func (g *Guards) check(cred Credential, id *tlsconf.Identity, h *Head, cl *Clien
 // somebody who speaks for it.
 func barred(guarded map[string][]Networks, name string, cl *Client) bool {
 	for _, from := range guarded[name] {
-		if !from.Contains(cl.Peer.Addr()) {
+		if !cl.isFrom(from) {
 			return true
 		}
 	}
@@ -93,8 +93,12 @@ func barred(guarded map[string][]Networks, name string, cl *Client) bool {
 }
 
 func notFromHere(who string, cl *Client) *Refusal {
+	from := bareAddr(cl.Peer.Addr()).String()
+	if cl.Unannounced {
+		from = "an address that the proxy " + from + " does not announce"
+	}
 	return &Refusal{Code: 403, Reason: ReasonSource,
-		Message: fmt.Sprintf("%s is not let in from %s (guards.sources in the balancer's configuration)", who, bareAddr(cl.Peer.Addr()))}
+		Message: fmt.Sprintf("%s is not let in from %s (guards.sources in the balancer's configuration)", who, from)}
 }
 
 // fieldValue returns a header's value as a backend may read it: HTTP/1.1 takes away the

@@ -11,27 +11,28 @@ import (
 	"time"
 
 	"github.com/pires/go-proxyproto"
+
+	"apiserver-lb/balancer"
 )
 
-// peerOf returns where a connection comes from: its other end, unless that is a proxy
-// that speaks the PROXY protocol. Then it reads the proxy's header, until the deadline,
-// and nothing that comes after it. It is for the goroutine of the connection.
-func (s *Server) peerOf(c net.Conn, deadline time.Time) (netip.AddrPort, error) {
-	end := addrPortOf(c.RemoteAddr().String())
-	if !s.ProxyProtocol.Contains(end.Addr()) {
-		return end, nil
-	}
+// announce reads the header with which a connection of a proxy begins that speaks the
+// PROXY protocol, until the deadline, and nothing that comes after it; the client's peer
+// is then whom it announces. Where it announces nobody, that is still the proxy, and no
+// address to be let in by. It is for the goroutine of the connection.
+func announce(c net.Conn, client *balancer.Client, deadline time.Time) error {
 	if err := c.SetReadDeadline(deadline); err != nil {
-		return netip.AddrPort{}, err
+		return err
 	}
 	announced, err := readProxyHeader(c)
 	if err != nil {
-		return netip.AddrPort{}, err
+		return err
 	}
 	if announced.IsValid() {
-		end = announced
+		client.Peer = announced
+	} else {
+		client.Unannounced = true
 	}
-	return end, c.SetReadDeadline(time.Time{})
+	return c.SetReadDeadline(time.Time{})
 }
 
 // What the PROXY protocol does not allow, or we do not take.

@@ -164,6 +164,35 @@ func TestProxyProtocolSource(t *testing.T) {
 	}
 }
 
+// Where a proxy announces nobody, its own address opens no guard.
+func TestProxyProtocolUnannounced(t *testing.T) {
+	guards := balancer.NewGuards([]balancer.SourceGuard{{Users: []string{"root"}, From: append(balancer.Networks{netip.MustParsePrefix("192.0.2.9/32")}, proxyNetwork...)}}, false, nil)
+	for _, tt := range []struct {
+		header string
+		code   int
+	}{
+		{"PROXY TCP4 192.0.2.9 198.51.100.1 40000 6443\r\n", 200},
+		{v2(0x21, 0x11, v2IPv4), 200},
+		{"PROXY TCP4 192.0.2.8 198.51.100.1 40000 6443\r\n", 403},
+		{"PROXY UNKNOWN\r\n", 403},
+		{"PROXY UNKNOWN 192.0.2.9 198.51.100.1 40000 6443\r\n", 403},
+		{v2(0x20, 0x00, ""), 403},
+		{v2(0x20, 0x11, v2IPv4), 403},
+	} {
+		for _, major := range []int{1, 2} {
+			run(t, setup{backends: 1, proxies: proxyNetwork, guards: guards}, func(w *world) {
+				c := w.clientFrom(major, nil, proxyIP, tt.header)
+				if a := c.do("GET", "/api", nil, "Authorization: Bearer t", "Impersonate-User: root"); a.StatusCode != tt.code {
+					t.Errorf("HTTP %d after %q: %d %s, want %d", major, tt.header, a.StatusCode, a.body, tt.code)
+				}
+				if a := c.do("GET", "/api", nil, "Authorization: Bearer t"); a.StatusCode != 200 {
+					t.Errorf("HTTP %d after %q: %d %s", major, tt.header, a.StatusCode, a.body)
+				}
+			})
+		}
+	}
+}
+
 // From others no header is read, whatever address they would like to have.
 func TestProxyProtocolFromStrangers(t *testing.T) {
 	for _, proxies := range []balancer.Networks{nil, proxyNetwork} {

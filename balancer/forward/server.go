@@ -157,14 +157,14 @@ const (
 // starts what the protocol asks for in a goroutine of its own: the stack that a
 // handshake needs is large, and would stay with a connection for its whole life.
 func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
+	defer s.survive(t, client)
 	c := t.NetConn()
 	deadline := time.Now().Add(s.ReadHeaderTimeout)
 	if s.ProxyProtocol.Contains(client.Peer.Addr()) {
-		peer, err := s.peerOf(c, deadline)
+		err := announce(c, client, deadline)
 		if err != nil {
 			s.f.Log.Debug("no header of the PROXY protocol that can be used", "peer", c.RemoteAddr().String(), "err", err)
 		}
-		client.Peer = peer
 		if err != nil || !s.count(client) {
 			s.forget(t)
 			c.Close()
