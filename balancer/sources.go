@@ -56,6 +56,26 @@ func (l *SourceLimits) turnAway(open, total int) (reason string) {
 	return ""
 }
 
+// siteSources is how many sources the connections of one site may be worth: of the /48 of
+// IPv6 that a whole site is given (RFC 6177), which has 65,536 times a /64 to be a source
+// with. It is more than a cluster of 5000 nodes needs, and leaves one of 65 connections
+// to those who come from elsewhere.
+const siteSources = 8
+
+// turnAwaySite is turnAway for the connections of a site.
+func (l *SourceLimits) turnAwaySite(open, total int) (reason string) {
+	return l.turnAway(open/siteSources, total)
+}
+
+// siteOf returns the site that a source belongs to; the zero Prefix: to none, for it is of
+// IPv4, whose addresses nobody has that many of.
+func siteOf(source netip.Prefix) netip.Prefix {
+	if !source.Addr().Is6() {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(source.Addr(), 48).Masked()
+}
+
 // Sources counts what each source has and does. It may be used by several goroutines
 // at once.
 type Sources struct {
@@ -63,6 +83,7 @@ type Sources struct {
 
 	mu    sync.Mutex
 	table map[netip.Prefix]*source // those with connections: no more than there are of these
+	sites map[netip.Prefix]int     // how many connections a site has; of those that have any
 	rest  map[netip.Prefix]*source // those without, which have spent of their budgets; at most maxResting
 	swept time.Time                // when rest was gone through
 }
@@ -89,15 +110,15 @@ type source struct {
 
 // NewSources returns a table of sources that has seen nobody yet.
 func NewSources(l SourceLimits) *Sources {
-	return &Sources{limits: l, table: map[netip.Prefix]*source{}, rest: map[netip.Prefix]*source{}}
+	return &Sources{limits: l, table: map[netip.Prefix]*source{}, sites: map[netip.Prefix]int{}, rest: map[netip.Prefix]*source{}}
 }
 
 // TurnedAway says why a source got no further connection.
 type TurnedAway struct {
-	Reason string // one of the Reason constants
-	Source netip.Prefix
-	Open   int  // connections that the source has
-	Tell   bool // it is worth a line in the log: no other has told of this source for a minute
+	Reason string       // one of the Reason constants
+	Source netip.Prefix // or the site that it belongs to
+	Open   int          // connections that this has
+	Tell   bool         // it is worth a line in the log: no other has told of this source for a minute
 }
 
 // SourceConn is one connection of a source. A nil one is of no source, and unlimited.
@@ -131,7 +152,14 @@ func (s *Sources) Open(from netip.Addr, total int, now time.Time) (*SourceConn, 
 		}
 	}
 	if reason := s.limits.turnAway(src.open, total); reason != "" {
-		return nil, src.turnedAway(reason, addr, now)
+		return nil, src.turnedAway(reason, addr, src.open, now)
+	}
+	site := siteOf(addr)
+	if site.IsValid() {
+		if reason := s.limits.turnAwaySite(s.sites[site], total); reason != "" {
+			return nil, src.turnedAway(reason, site, s.sites[site], now)
+		}
+		s.sites[site]++
 	}
 	delete(s.rest, addr)
 	s.table[addr] = src
@@ -147,9 +175,10 @@ func (s *Sources) Open(from netip.Addr, total int, now time.Time) (*SourceConn, 
 	return c, nil
 }
 
-// turnedAway is what is to be said of it. Sources.mu is held.
-func (src *source) turnedAway(reason string, addr netip.Prefix, now time.Time) *TurnedAway {
-	t := &TurnedAway{Reason: reason, Source: addr, Open: src.open, Tell: now.Sub(src.told) >= tellEvery}
+// turnedAway is what is to be said of it, where addr has as many connections open.
+// Sources.mu is held.
+func (src *source) turnedAway(reason string, addr netip.Prefix, open int, now time.Time) *TurnedAway {
+	t := &TurnedAway{Reason: reason, Source: addr, Open: open, Tell: now.Sub(src.told) >= tellEvery}
 	if t.Tell {
 		src.told = now
 	}
@@ -169,7 +198,7 @@ func (c *SourceConn) Wait(ctx context.Context) *TurnedAway {
 	}
 	c.all.mu.Lock()
 	defer c.all.mu.Unlock()
-	return c.source.turnedAway(ReasonSourceUnfinished, c.addr, time.Now())
+	return c.source.turnedAway(ReasonSourceUnfinished, c.addr, c.source.open, time.Now())
 }
 
 // Begun notes that the first request head has come.
@@ -215,6 +244,11 @@ func (c *SourceConn) Close(now time.Time) {
 	}
 	c.begin()
 	c.closed = true
+	if site := siteOf(c.addr); s.sites[site] > 1 {
+		s.sites[site]--
+	} else {
+		delete(s.sites, site)
+	}
 	if c.source.open--; c.source.open > 0 {
 		return
 	}

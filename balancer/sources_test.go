@@ -138,6 +138,59 @@ func TestSourcesBounded(t *testing.T) {
 	}
 }
 
+// Whoever has a /48 of IPv6 is not 65,536 sources.
+func TestSourcesSite(t *testing.T) {
+	address := func(site, i int) netip.Addr {
+		return netip.MustParseAddr(fmt.Sprintf("2001:db8:%x:%x::1", site, i))
+	}
+	for _, tt := range []struct {
+		name   string
+		limits SourceLimits
+		most   int // that one site gets
+		reason string
+	}{
+		{"connections", SourceLimits{Connections: 10}, 80, ReasonSourceConnections},
+		{"share", SourceLimits{Most: 650}, 640, ReasonSourceShare},
+		{"no limits", SourceLimits{}, 1000, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := NewSources(tt.limits)
+			var conns []*SourceConn
+			open := func(a netip.Addr) *TurnedAway {
+				c, away := s.Open(a, len(conns)+1, sourcesBegin)
+				if away == nil {
+					conns = append(conns, c)
+				}
+				return away
+			}
+			var away *TurnedAway
+			for i := 0; i < 1000 && away == nil; i++ {
+				away = open(address(1, i))
+			}
+			if n := len(conns); n < tt.most || n > tt.most+siteSources {
+				t.Errorf("%d connections of one site, want %d", n, tt.most)
+			}
+			if tt.reason != "" {
+				if away == nil || away.Reason != tt.reason || away.Source != netip.MustParsePrefix("2001:db8:1::/48") || away.Open != len(conns) || !away.Tell {
+					t.Errorf("turned away: %+v", away)
+				}
+			}
+			for _, a := range []netip.Addr{address(2, 1), address(3, 1), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")} {
+				if away := open(a); away != nil {
+					t.Errorf("%s is turned away: %+v", a, away)
+				}
+			}
+			for _, c := range conns {
+				c.Close(sourcesBegin)
+				c.Close(sourcesBegin)
+			}
+			if len(s.sites)+len(s.table) > 0 {
+				t.Errorf("left behind: %v, %v", s.sites, s.table)
+			}
+		})
+	}
+}
+
 // may reports whether it is the connection's turn.
 func (c *SourceConn) may() bool {
 	if c.turn == nil {
