@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,13 +17,19 @@ type logQueue struct {
 	done  chan struct{} // closed when all has been written
 	text  bool          // lines are text, not JSON; set before the first Write
 
+	waiting atomic.Int64 // bytes of the lines that have not been written
+
 	mu      sync.Mutex
 	closed  bool
 	dropped int // lines since the last one that was taken
 }
 
-// queuedLines is how many lines may wait: a second of the most that is logged.
-const queuedLines = 4096
+// How many lines may wait, a second of the most that is logged, and how many bytes they
+// may have: what a line tells of a client is cut short, the stack of a panic is not.
+const (
+	queuedLines = 4096
+	queuedBytes = 4 << 20
+)
 
 // newLogQueue starts writing to w; Close ends it.
 func newLogQueue(w io.Writer) *logQueue {
@@ -35,6 +42,7 @@ func (q *logQueue) run() {
 	defer close(q.done)
 	for line := range q.lines {
 		_, _ = q.w.Write(line) // there is nobody to tell
+		q.waiting.Add(-int64(len(line)))
 	}
 }
 
@@ -53,19 +61,27 @@ func (q *logQueue) Write(p []byte) (int, error) {
 	if q.closed {
 		return q.w.Write(p)
 	}
-	if q.dropped > 0 {
-		select {
-		case q.lines <- fmt.Appendf(nil, q.format(), q.dropped):
-			q.dropped = 0
-		default:
-		}
+	if q.dropped > 0 && q.offer(fmt.Appendf(nil, q.format(), q.dropped)) {
+		q.dropped = 0
 	}
-	select {
-	case q.lines <- append([]byte(nil), p...):
-	default:
+	if !q.offer(append([]byte(nil), p...)) {
 		q.dropped++
 	}
 	return len(p), nil
+}
+
+// offer puts a line into the queue where there is room for it. mu is held.
+func (q *logQueue) offer(line []byte) bool {
+	n := int64(len(line))
+	if q.waiting.Add(n) <= queuedBytes {
+		select {
+		case q.lines <- line:
+			return true
+		default:
+		}
+	}
+	q.waiting.Add(-n)
+	return false
 }
 
 // closePatience is how long the last lines may take to be written.

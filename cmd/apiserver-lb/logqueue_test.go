@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"apiserver-lb/configs"
 )
@@ -49,6 +51,34 @@ func TestLogQueueStuck(t *testing.T) {
 	}
 	if want := fmt.Sprintf(`"lines":%d}`+"\nafterwards\n", lines-kept); !strings.HasSuffix(got, want) {
 		t.Errorf("the end is %q, want %q", got[len(got)-100:], want)
+	}
+}
+
+// However long its lines are, a log that is stuck takes no more memory than that.
+func TestLogQueueBytes(t *testing.T) {
+	w := &stuckWriter{free: make(chan struct{})}
+	q := newLogQueue(w)
+	line := strings.Repeat("x", 64<<10-1) + "\n"
+	const lines = queuedBytes>>16 + 100
+	for range lines {
+		io.WriteString(q, line)
+	}
+	io.WriteString(q, "a short one finds no room either\n")
+	close(w.free)
+	for q.waiting.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Fprintln(q, "afterwards")
+	q.Close()
+	got := w.b.String()
+	if kept := strings.Count(got, line); kept != queuedBytes>>16 {
+		t.Errorf("%d lines were kept, want %d", kept, queuedBytes>>16)
+	}
+	if want := "\"lines\":101}\nafterwards\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("the end is %q, want %q", got[len(got)-100:], want)
+	}
+	if n := q.waiting.Load(); n != 0 {
+		t.Errorf("%d bytes are said to wait", n)
 	}
 }
 
