@@ -28,6 +28,7 @@ type Client struct {
 	Source *SourceConn
 	Home   backend.Home // the backend that its requests go to while they may
 
+	bodies  atomic.Int64 // bytes of its requests that are kept to be sent again
 	verdict atomic.Pointer[tlsconf.Verdict]
 	address atomic.Pointer[string]
 

@@ -37,7 +37,7 @@ type Core struct {
 	Tokens     *Tokens
 	Rebalance  *Rebalance // nil: clients that stand are never moved
 	Answers    *Room      // for answers that are held until they are whole
-	Bodies     *Room      // for request bodies that are kept to be sent again
+	Bodies     *Room      // for request bodies that are kept to be sent again; see BodyRoom
 	Memory     *Memory    // nil: there is always enough
 	NewAuditID func() string
 
@@ -53,6 +53,9 @@ func (c *Core) RetryBudget(cred Credential) *Budget {
 	}
 	return c.Budget
 }
+
+// BodyRoom is the client's share of the room for request bodies that are kept.
+func (c *Core) BodyRoom(cl *Client) Share { return c.Bodies.Share(&cl.bodies) }
 
 // Pick chooses a backend for a request of the client, apart from those that have
 // been tried, and counts the request in. It returns nil where no backend is left.

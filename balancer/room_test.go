@@ -52,3 +52,28 @@ func TestRoomBound(t *testing.T) {
 		t.Error("not all was given back, or more than that")
 	}
 }
+
+// Nobody takes all of it: there is room for whoever comes next.
+func TestRoomShare(t *testing.T) {
+	r := NewRoom(100, nil)
+	var held [4]atomic.Int64
+	for i, want := range []int64{50, 25, 12, 6} {
+		s := r.Share(&held[i])
+		var n int64
+		for s.Take(1) {
+			n++
+		}
+		if n != want || held[i].Load() != want || s.Take(1) || !s.Take(0) {
+			t.Errorf("the share of number %d is %d, held %d, want %d", i, n, held[i].Load(), want)
+		}
+	}
+	first := r.Share(&held[0])
+	first.Give(50)
+	if held[0].Load() != 0 || !first.Take(20) || first.Take(20) {
+		t.Error("what is given back cannot be taken again, as far as it is a share")
+	}
+	var other atomic.Int64
+	if !r.Share(&other).Take(10) {
+		t.Error("a newcomer finds nothing")
+	}
+}

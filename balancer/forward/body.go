@@ -20,7 +20,7 @@ type heldBody struct {
 	// Static after construction.
 	src   io.Reader
 	limit int
-	room  *balancer.Room
+	room  balancer.Share
 
 	mu       sync.Mutex
 	cond     sync.Cond    // broadcast when something below has changed
@@ -37,7 +37,7 @@ type heldBody struct {
 // errGone is the error of an attempt that would need what is not held any more.
 var errGone = errors.New("the request body is not held any more")
 
-func newHeldBody(src io.Reader, limit int, room *balancer.Room) *heldBody {
+func newHeldBody(src io.Reader, limit int, room balancer.Share) *heldBody {
 	h := &heldBody{src: src, limit: limit, room: room}
 	h.cond.L = &h.mu
 	return h

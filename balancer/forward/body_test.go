@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -14,7 +15,7 @@ import (
 )
 
 // plenty is room for all that is held here.
-var plenty = balancer.NewRoom(1<<40, nil)
+var plenty = balancer.NewRoom(1<<40, nil).Share(new(atomic.Int64))
 
 // source is a request body whose bytes come when the test says so.
 type source struct {
@@ -280,7 +281,8 @@ func TestHeldBodyEnd(t *testing.T) {
 // TestHeldBodyRoom: what is held takes room, without which nothing more is held, and it
 // gives all of it back.
 func TestHeldBodyRoom(t *testing.T) {
-	room := balancer.NewRoom(15, nil)
+	room := balancer.NewRoom(25, nil)
+	share := room.Share(new(atomic.Int64))
 	left := func(n int64) {
 		t.Helper()
 		if !room.Take(n) || room.Take(1) {
@@ -288,10 +290,10 @@ func TestHeldBodyRoom(t *testing.T) {
 		}
 		room.Give(n)
 	}
-	h := newHeldBody(bytes.NewReader(make([]byte, 100)), 1000, room)
+	h := newHeldBody(bytes.NewReader(make([]byte, 100)), 1000, share)
 	a := h.attempt()
 	io.ReadFull(a, make([]byte, 10))
-	left(5)
+	left(15)
 	if !h.replayable() {
 		t.Error("it cannot be sent again, although there was room")
 	}
@@ -299,14 +301,14 @@ func TestHeldBodyRoom(t *testing.T) {
 	if n := h.holds(); n != 0 || h.replayable() {
 		t.Errorf("%d bytes are held beyond the room, replayable %v", n, h.replayable())
 	}
-	left(15)
+	left(25)
 	if b, err := io.ReadAll(a); len(b) != 80 || err != nil {
 		t.Errorf("the rest: %d bytes, %v", len(b), err)
 	}
 
-	h = newHeldBody(bytes.NewReader(make([]byte, 100)), 1000, room)
+	h = newHeldBody(bytes.NewReader(make([]byte, 100)), 1000, share)
 	io.ReadFull(h.attempt(), make([]byte, 10))
-	left(5)
-	h.end() // whatever became of the attempt
 	left(15)
+	h.end() // whatever became of the attempt
+	left(25)
 }

@@ -187,7 +187,7 @@ func (x *exchange) hold(src io.ReadCloser) {
 		x.timedBody = &timedBody{ReadCloser: src, conn: x.conn, timeout: x.f.StallTimeout}
 		src = x.timedBody
 	}
-	x.body = newHeldBody(src, x.f.MaxHeldBody, x.f.Core.Bodies)
+	x.body = newHeldBody(src, x.f.MaxHeldBody, x.f.Core.BodyRoom(x.client))
 }
 
 // frameAnswer makes the answer one that HTTP/1.1 can carry.

@@ -90,6 +90,47 @@ func TestRelieveBodies(t *testing.T) {
 	})
 }
 
+// TestBodiesAreShared: a client does not have all the room for bodies that are kept, and
+// what finds none is sent once.
+func TestBodiesAreShared(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		const size = 200 << 10
+		w.core.Bodies.Take(bodiesRoom - 3*size)
+		c := w.client(nil).greet()
+		var b *peer
+		for range 2 {
+			id := c.ask(false, "POST", objectPath)
+			if b == nil {
+				b = w.apis[0].accepted(initialWindow(1 << 20))
+				b.window(0, 1<<20)
+			}
+			b.wantRequest(false, "POST", objectPath)
+			for sent := 0; sent < size; sent += size / 20 {
+				c.data(id, false, strings.Repeat("x", size/20))
+				c.drain()
+			}
+			if n := total(b.drain())[id]; n != size {
+				w.Errorf("%d bytes have come to the backend", n)
+			}
+		}
+		if !w.core.Bodies.Take(2 * size) {
+			w.Error("one client has taken more room than it has left")
+		} else {
+			w.core.Bodies.Give(2 * size)
+		}
+		if w.core.Bodies.Take(2*size + 1) {
+			w.Error("no body is kept at all")
+		}
+		for _, id := range []uint32{1, 3} {
+			c.data(id, true, "")
+			b.wantData(id, true, "")
+			b.headers(id, true, ":status: 201")
+			c.wantStatus(id, true, 201)
+		}
+		w.core.Bodies.Give(bodiesRoom - 3*size)
+	})
+}
+
 // TestShort: while memory is short, small requests go on, and large ones are for later.
 func TestShort(t *testing.T) {
 	run(t, setup{}, func(w *world) {

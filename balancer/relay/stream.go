@@ -268,7 +268,7 @@ func (s *stream) bodyCame(p []byte) {
 	if len(p) > 0 {
 		s.idle = 0
 	}
-	if s.up.keep && (s.up.buf.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.cc.sh.r.Core.Bodies.Take(int64(len(p)))) {
+	if s.up.keep && (s.up.buf.size()+len(p) > s.cc.sh.r.MaxHeldBody || !s.bodyShare().Take(int64(len(p)))) {
 		s.dropBody()
 	} else if s.up.keep {
 		s.bodyRoom += int32(len(p))
@@ -283,9 +283,11 @@ func (s *stream) bodyCame(p []byte) {
 func (s *stream) dropBody() {
 	s.up.keep = false
 	s.up.buf.drop()
-	s.cc.sh.r.Core.Bodies.Give(int64(s.bodyRoom))
+	s.bodyShare().Give(int64(s.bodyRoom))
 	s.bodyRoom = 0
 }
+
+func (s *stream) bodyShare() balancer.Share { return s.cc.sh.r.Core.BodyRoom(s.cc.client) }
 
 // sentUp notes that the request body has been sent on up to an offset that may be
 // new.

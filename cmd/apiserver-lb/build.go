@@ -84,7 +84,8 @@ func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 const answersHeld = 4 << 20
 
 // bodiesKept bounds the request bodies of all clients that are kept to be sent again, in
-// bytes. Where there is no room, a request is sent once.
+// bytes. One connection has at most half of what is left (balancer.Share). Where there is
+// no room, a request is sent once.
 const bodiesKept = 64 << 20
 
 // heldShare is the share of a memory limit that either of these takes at most: a backend
