@@ -34,9 +34,10 @@ GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # The commands of each test target, in the words of cmd/internal/testsum.
 # -count=1: tests run other programs, which the cache of go test does not see.
-VET   := -- go vet ./... -- go vet -tags image ./cmd/apiserver-lb -- go -C cmd/devcluster vet ./...
+VET   := -- go vet ./... -- go vet -tags image ./cmd/apiserver-lb -- go -C cmd/devcluster vet ./... -- go -C cmd/devcluster/requestinfo vet ./...
 UNIT  := -- CGO_ENABLED=1 go test -json -race -count=1 -shuffle=on -timeout 10m ./... \
-         -- CGO_ENABLED=1 go -C cmd/devcluster test -json -race -count=1 -timeout 10m . ./cluster/... ./faults/... ./load/... ./peers/...
+         -- CGO_ENABLED=1 go -C cmd/devcluster test -json -race -count=1 -timeout 10m . ./cluster/... ./faults/... ./load/... ./peers/... \
+         -- go -C cmd/devcluster/requestinfo test -json -count=1 -timeout 5m ./...
 IMAGE := -- go test -json -count=1 -timeout 5m -tags image -run '^TestImage$$' ./cmd/apiserver-lb
 # The first run builds etcd and Kubernetes, which takes its time.
 E2E   := -- go -C cmd/devcluster test -json -v -count=1 -timeout 55m ./e2e/...
@@ -100,10 +101,12 @@ endef
 
 .PHONY: fuzz
 fuzz: ## fuzz each target for FUZZTIME (1m)
-	@for package in $$(go list ./...); do \
-		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
-			echo "$$package $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x $$package; \
+	@for module in . cmd/devcluster/requestinfo; do \
+		for package in $$(go -C $$module list ./...); do \
+			for target in $$(go -C $$module test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+				echo "$$package $$target"; \
+				go -C $$module test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x $$package; \
+			done; \
 		done; \
 	done
 
@@ -139,8 +142,10 @@ lint: ## gofmt, go vet, golangci-lint and govulncheck (the first run builds them
 	go vet ./...
 	go vet -tags image ./cmd/apiserver-lb
 	cd cmd/devcluster && go vet ./...
+	cd cmd/devcluster/requestinfo && go vet ./...
 	go run $(GOLANGCI_LINT) run ./...
 	cd cmd/devcluster && go run $(GOLANGCI_LINT) run --config ../../.golangci.yml ./...
+	cd cmd/devcluster/requestinfo && go run $(GOLANGCI_LINT) run --config ../../../.golangci.yml ./...
 	$(call vulncheck,.)
 	$(call vulncheck,cmd/devcluster)
 
