@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,9 @@ type SourceLimits struct {
 	// Abuse are the budgets, by their kind, which all connections of a source spend
 	// from. A burst of 0: no limit.
 	Abuse [AbuseKinds]Refill
+	// Certificates is room for those that clients have shown, as far as they are more
+	// than usual: see Shown. nil: for any number.
+	Certificates *Room
 	// Exempt are networks whose addresses are no source: of a proxy in front, behind
 	// which all clients have one address.
 	Exempt Networks
@@ -104,6 +108,8 @@ type source struct {
 	waiting          []*SourceConn // for their turn to be unfinished, in order
 	told             time.Time
 
+	shown atomic.Int64 // bytes of memory, see Shown
+
 	mu    sync.Mutex
 	spent [AbuseKinds]Bucket // guarded by mu
 }
@@ -132,6 +138,7 @@ type SourceConn struct {
 
 	// Guarded by all.mu.
 	unfinished, closed bool
+	shown              int64 // of source.shown
 }
 
 // Open counts a connection that has come from the address, where there are total
@@ -244,6 +251,7 @@ func (c *SourceConn) Close(now time.Time) {
 	}
 	c.begin()
 	c.closed = true
+	c.forgetShown()
 	if site := siteOf(c.addr); s.sites[site] > 1 {
 		s.sites[site]--
 	} else {

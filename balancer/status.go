@@ -33,11 +33,12 @@ const (
 	ReasonAnswerStalled   = "answer_stalled" // the client does not take it
 
 	// Of connections.
-	ReasonConnections       = "connections"        // as many as there may be of all sources
-	ReasonSourceConnections = "source_connections" // as many as one source may have
-	ReasonSourceUnfinished  = "source_unfinished"  // likewise, without a request
-	ReasonSourceShare       = "source_share"       // few are left, and this source has many
-	ReasonAbuse             = "abuse"              // a budget of what brings nothing is spent
+	ReasonConnections        = "connections"         // as many as there may be of all sources
+	ReasonSourceConnections  = "source_connections"  // as many as one source may have
+	ReasonSourceUnfinished   = "source_unfinished"   // likewise, without a request
+	ReasonSourceShare        = "source_share"        // few are left, and this source has many
+	ReasonSourceCertificates = "source_certificates" // clients of this source have shown many
+	ReasonAbuse              = "abuse"               // a budget of what brings nothing is spent
 )
 
 // BodyStalled is the refusal of a request of whose body nothing has come for so long.

@@ -7,9 +7,9 @@ import (
 	"fmt"
 )
 
-// What a client may send as its chain. Parsed certificates take twice the memory of
-// what was sent, for as long as the connection lasts, and anybody may send them:
-// crypto/tls allows 256 KiB. One with 500 groups has 20 KB.
+// What a client may send as its chain. It takes four times as much memory for as long as
+// the connection lasts, and anybody may send one: crypto/tls allows 256 KiB. A certificate
+// with 500 groups has 20 KB.
 const (
 	maxChain      = 5        // certificates: a leaf and four above it
 	maxChainBytes = 64 << 10 // all together

@@ -187,6 +187,13 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 		s.f.Log.Debug("TLS handshake failed", "peer", client.Peer.String(), "err", err)
 		return
 	}
+	if away := client.Source.Shown(t.ConnectionState().PeerCertificates, time.Now()); away != nil {
+		s.turnedAway(away)
+		s.forget(t)
+		client.Source.Close(time.Now())
+		c.Close()
+		return
+	}
 	h2 := t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits()
 	s.mu.Lock()
 	s.clients[t] = client

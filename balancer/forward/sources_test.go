@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509/pkix"
 	"errors"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/internal/testpki"
 )
 
 // from opens a TCP connection to the balancer from an address.
@@ -252,4 +254,32 @@ func TestSourceAnnounced(t *testing.T) {
 			t.Error("a connection through the proxy is not given back")
 		}
 	})
+}
+
+// The certificates that the clients of a source have shown do not fill the memory; one with
+// a usual certificate does not notice.
+func TestSourceCertificates(t *testing.T) {
+	for _, major := range []int{1, 2} {
+		run(t, setup{backends: 1, sources: balancer.SourceLimits{Certificates: balancer.NewRoom(256<<10, nil)}}, func(w *world) {
+			large := testpki.Issue(w.pki.ClientCA, pkix.Name{CommonName: "large", Organization: []string{strings.Repeat("x", 16<<10)}})
+			served := 0
+			for range 10 {
+				c := w.client(major, large)
+				if res, err := c.send(c.request("GET", "/version", nil)); err == nil {
+					io.Copy(io.Discard, res.Body) // so that the connection is kept
+					res.Body.Close()
+					served++
+				}
+			}
+			if served != 2 || w.refused(balancer.ReasonSourceCertificates) == 0 {
+				w.Errorf("HTTP %d: %d of 10 large certificates are heard, %d counted", major, served, w.refused(balancer.ReasonSourceCertificates))
+			}
+			w.client(major, w.pki.Alice).do("GET", "/version", nil).want(w, 200, "")
+			for _, c := range w.clients {
+				c.Close()
+			}
+			synctest.Wait()
+			w.client(major, large).do("GET", "/version", nil).want(w, 200, "")
+		})
+	}
 }

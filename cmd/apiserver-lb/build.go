@@ -88,8 +88,13 @@ const answersHeld = 4 << 20
 // no room, a request is sent once.
 const bodiesKept = 64 << 20
 
-// heldShare is the share of a memory limit that either of these takes at most: a backend
-// that is stuck must not make memory short.
+// certificatesHeld bounds, in bytes, what the certificates that clients have shown take of
+// memory beyond what is usual. One source has half of it at most: that is enough for 500
+// connections with certificates that name 500 groups.
+const certificatesHeld = 64 << 20
+
+// heldShare is the share of a memory limit that any of these takes at most: a backend
+// that is stuck, or clients that show what they like, must not make memory short.
 const heldShare = 8
 
 // holds returns a bound, in bytes, as a memory limit allows it; 0: there is none.
@@ -153,9 +158,13 @@ func requestLimits(c *configs.RequestLimits) *balancer.Limits {
 }
 
 // newSources makes the table of sources, where there may be at most so many connections.
-func newSources(c *configs.Config, most int) *balancer.Sources {
+// memoryLimit is in bytes; 0: there is none.
+func newSources(c *configs.Config, most int, memory *balancer.Memory, memoryLimit uint64) *balancer.Sources {
 	l := c.SourceLimits
-	limits := balancer.SourceLimits{Connections: l.Connections, Unfinished: l.Unfinished, Most: most, Exempt: l.Exempt}
+	limits := balancer.SourceLimits{
+		Connections: l.Connections, Unfinished: l.Unfinished, Most: most, Exempt: l.Exempt,
+		Certificates: balancer.NewRoom(holds(certificatesHeld, memoryLimit), memory),
+	}
 	limits.Abuse[balancer.AbuseResets] = balancer.Refill{Burst: float64(l.ResetBurst), Rate: float64(l.ResetRate)}
 	limits.Abuse[balancer.AbuseControl] = balancer.Refill{Burst: float64(l.ControlBurst), Rate: float64(l.ControlRate)}
 	return balancer.NewSources(limits)

@@ -244,7 +244,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
 		MaxStreams:        c.HTTP2.MaxStreams,
 		MaxConnections:    most,
-		Sources:           newSources(c, most),
+		Sources:           newSources(c, most, &p.memory, p.memoryLimit),
 		ProxyProtocol:     c.ProxyProtocol.From,
 	})
 	return p, nil
