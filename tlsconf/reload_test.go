@@ -332,6 +332,17 @@ func TestReloadRefusesSharedCA(t *testing.T) {
 	if s.snap.Load().frontProxy != before.frontProxy {
 		t.Error("the front proxy's certificate alone is in force")
 	}
+
+	// No time may come when it is so.
+	later := authority(t, nil, "later", validity(noon.Add(time.Hour), yearEnd))
+	over := authority(t, nil, "over", validity(yearStart, noon.Add(-time.Hour)))
+	w.pair(t, "proxy", issue(t, later, pkix.Name{CommonName: "front-proxy-4"}))
+	write(t, w.files.ClientCA, certPEM(w.proxyCA, over, later))
+	wantError(t, s.Reload(), refused)
+	w.pair(t, "proxy", issue(t, over, pkix.Name{CommonName: "front-proxy-5"}))
+	if err := s.Reload(); err != nil {
+		t.Errorf("of a CA that has expired: %v", err)
+	}
 }
 
 // A verdict stands until a certificate of its chain expires, and falls without

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -208,22 +209,33 @@ func (s *Store) warn(cur, next *snapshot) {
 }
 
 // sharesCA reports whether the client CA vouches for the front-proxy
-// certificate. The key usage does not matter here, and a certificate that is
-// only valid later shares the CA already.
+// certificate, or will: a CA that is only valid later shares it already. The key
+// usage does not matter here.
 func sharesCA(frontProxy *pair, clientCA *bundle, now time.Time) bool {
 	if frontProxy == nil || clientCA == nil {
 		return false
 	}
-	pool := x509.NewCertPool()
+	pool, times := x509.NewCertPool(), []time.Time{now}
+	begins := func(c *x509.Certificate) {
+		if c.NotBefore.After(now) {
+			times = append(times, c.NotBefore)
+		}
+	}
 	for _, der := range frontProxy.cert.Certificate[1:] {
 		if c, err := x509.ParseCertificate(der); err == nil {
 			pool.AddCert(c)
+			begins(c)
 		}
 	}
-	_, err := frontProxy.cert.Leaf.Verify(x509.VerifyOptions{
-		Roots: clientCA.pool, Intermediates: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	for _, c := range clientCA.certs {
+		begins(c)
+	}
+	return slices.ContainsFunc(times, func(at time.Time) bool {
+		_, err := frontProxy.cert.Leaf.Verify(x509.VerifyOptions{
+			Roots: clientCA.pool, Intermediates: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		})
+		return err == nil
 	})
-	return err == nil
 }
 
 // Subscribe has fn called after each swap that matters to open connections: of
