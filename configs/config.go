@@ -118,11 +118,15 @@ type RequestLimitOverride struct {
 	Burst       int     `mapstructure:"burst"`
 }
 
-// Admin is the listener for operators: /livez, /readyz and /metrics.
+// Admin is what operators use: a listener with /livez, /readyz and /metrics, and a socket.
 type Admin struct {
 	// Listen is the host:port of the admin listener. It speaks plain HTTP and
 	// asks for no credential, so keep it on an address that only operators reach.
 	Listen string `mapstructure:"listen"`
+	// Socket is the path of the Unix socket through which operators drain backends. Only
+	// root and the user of the process may use it. Empty: control.sock in the runtime
+	// directory that systemd gives the process, and none where it gives none.
+	Socket string `mapstructure:"socket"`
 }
 
 // TLS is what clients meet: the serving certificates and the authorities that

@@ -169,6 +169,7 @@ func TestYAMLText(t *testing.T) {
 	const want = `listen: ":6443"
 admin:
   listen: 127.0.0.1:9443
+  socket: ""
 tls:
   certFile: tls.crt
   keyFile: tls.key

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,8 +50,18 @@ func checkListeners(c *Config) Errors {
 	if err == nil && adminErr == nil && sameListener(host, port, adminHost, adminPort) {
 		errs.add(problem("admin.listen", c.Admin.Listen, "this collides with listen ("+c.Listen+")", "give the two listeners different ports"))
 	}
+	switch s := c.Admin.Socket; {
+	case s == "":
+	case !filepath.IsAbs(s):
+		errs.add(problem("admin.socket", s, "the path is not absolute", "begin it with /, as /run/apiserver-lb/control.sock"))
+	case len(s) > maxSocketPath:
+		errs.add(problem("admin.socket", s, fmt.Sprintf("the path has %d bytes, and a socket's at most %d", len(s), maxSocketPath), "choose a shorter one"))
+	}
 	return errs
 }
+
+// maxSocketPath is how long the path of a Unix socket can be (unix(7)).
+const maxSocketPath = 107
 
 func badAt(key, value string, err error) *Error {
 	b := asBadValue(err)

@@ -285,29 +285,51 @@ func (m Machine) Next(r Rules) time.Duration {
 	}
 }
 
+// Standing is what decides whether a backend gets new requests.
+type Standing struct {
+	State   State
+	Drained bool // an operator keeps it out
+}
+
+// Takes reports whether the backend gets new requests whatever the others are.
+func (s Standing) Takes() bool { return s.State == Ready && !s.Drained }
+
+// rank orders by preference. What is drained is better than what fails its checks.
+func (s Standing) rank() int {
+	switch {
+	case s.Takes():
+		return ranks - 1
+	case s.State == Ready:
+		return ranks - 2
+	case s.State == Dead:
+		return 0
+	}
+	return 1
+}
+
+const ranks = 4
+
 // Usable gives the indexes of the backends that new requests may go to, given
-// the states of all: the ready ones. Where there is none, better the worse
-// than nothing, for a kube-apiserver whose etcd is gone still answers much
-// from its caches: the draining and the unknown ones, and where there is none
-// of them either, the dead ones, so that the first that comes back is found
-// by the first request.
+// what all are: the ready ones. Where there is none, better those that an operator
+// has drained, and then the worse than nothing, for a kube-apiserver whose etcd is
+// gone still answers much from its caches: the draining and the unknown ones, and
+// where there is none of them either, the dead ones, so that the first that comes
+// back is found by the first request.
 //
 // panicking says that no backend is ready although at least one was judged;
 // before the first verdicts all are unknown, and nothing is known to be wrong.
-func Usable(states []State) (usable []int, panicking bool) {
-	var best int
-	for i, s := range states {
-		rank := usableRank[s]
+func Usable(all []Standing) (usable []int, panicking bool) {
+	best, ready := 0, false
+	for i, s := range all {
+		rank := s.rank()
 		if rank > best {
 			best, usable = rank, usable[:0]
 		}
 		if rank == best {
 			usable = append(usable, i)
 		}
-		panicking = panicking || s != Unknown
+		panicking = panicking || s.State != Unknown
+		ready = ready || s.State == Ready
 	}
-	return usable, panicking && best < usableRank[Ready]
+	return usable, panicking && !ready
 }
-
-// usableRank orders the states by preference.
-var usableRank = [...]int{Dead: 0, Unknown: 1, Draining: 1, Ready: 2}

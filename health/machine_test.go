@@ -272,23 +272,31 @@ func TestAnsweringIsNotDead(t *testing.T) {
 }
 
 func TestUsable(t *testing.T) {
+	is := func(s State) Standing { return Standing{State: s} }
+	drained := func(s State) Standing { return Standing{s, true} }
 	for _, tc := range []struct {
-		states    []State
+		all       []Standing
 		want      []int
 		panicking bool
 	}{
 		{nil, nil, false},
-		{[]State{Unknown, Unknown}, []int{0, 1}, false},
-		{[]State{Ready, Ready, Ready}, []int{0, 1, 2}, false},
-		{[]State{Dead, Ready, Draining, Unknown}, []int{1}, false},
-		{[]State{Draining, Draining, Draining}, []int{0, 1, 2}, true},
-		{[]State{Dead, Draining, Unknown}, []int{1, 2}, true},
-		{[]State{Dead, Unknown}, []int{1}, true},
-		{[]State{Dead, Dead}, []int{0, 1}, true},
+		{[]Standing{is(Unknown), is(Unknown)}, []int{0, 1}, false},
+		{[]Standing{is(Ready), is(Ready), is(Ready)}, []int{0, 1, 2}, false},
+		{[]Standing{is(Dead), is(Ready), is(Draining), is(Unknown)}, []int{1}, false},
+		{[]Standing{is(Draining), is(Draining), is(Draining)}, []int{0, 1, 2}, true},
+		{[]Standing{is(Dead), is(Draining), is(Unknown)}, []int{1, 2}, true},
+		{[]Standing{is(Dead), is(Unknown)}, []int{1}, true},
+		{[]Standing{is(Dead), is(Dead)}, []int{0, 1}, true},
+		{[]Standing{is(Ready), drained(Ready), is(Ready)}, []int{0, 2}, false},
+		{[]Standing{drained(Ready), drained(Ready)}, []int{0, 1}, false},
+		{[]Standing{is(Draining), drained(Ready), is(Dead)}, []int{1}, false},
+		{[]Standing{is(Draining), drained(Draining), drained(Dead)}, []int{0, 1}, true},
+		{[]Standing{is(Dead), drained(Dead)}, []int{0, 1}, true},
+		{[]Standing{drained(Unknown), is(Unknown)}, []int{0, 1}, false},
 	} {
-		got, panicking := Usable(tc.states)
+		got, panicking := Usable(tc.all)
 		if diff := cmp.Diff(tc.want, got); diff != "" || panicking != tc.panicking {
-			t.Errorf("Usable(%v): panicking %v, want %v; (-want +got):\n%s", tc.states, panicking, tc.panicking, diff)
+			t.Errorf("Usable(%v): panicking %v, want %v; (-want +got):\n%s", tc.all, panicking, tc.panicking, diff)
 		}
 	}
 }

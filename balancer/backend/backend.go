@@ -30,6 +30,7 @@ type Backend struct {
 	long       atomic.Int64
 	homed      atomic.Int64
 	lastAnswer atomic.Int64 // nanoseconds since the epoch
+	drained    atomic.Int64 // since when an operator keeps it out, nanoseconds since the epoch; 0: none does
 	http1      atomic.Bool
 }
 
@@ -67,8 +68,35 @@ func (b *Backend) Failing(now time.Time) time.Duration {
 	return max(0, now.Sub(time.Unix(0, b.since.Load())))
 }
 
-// Ready reports whether the backend is ready by its health checks.
-func (b *Backend) Ready() bool { return b.State() == health.Ready }
+// Drain keeps new requests from the backend from the time given on, as long as another one
+// is ready, whatever its health checks say. What runs there goes on.
+func (b *Backend) Drain(now time.Time) { b.drained.CompareAndSwap(0, now.UnixNano()) }
+
+// Undrain ends that. The backend starts slowly, as after an outage.
+func (b *Backend) Undrain(now time.Time) {
+	if b.drained.Swap(0) != 0 {
+		b.rampFrom.Store(now.UnixNano())
+	}
+}
+
+// Drained returns since when an operator keeps the backend out, the zero time where none
+// does.
+func (b *Backend) Drained() time.Time {
+	n := b.drained.Load()
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// Standing is what health.Usable needs to know.
+func (b *Backend) Standing() health.Standing {
+	return health.Standing{State: b.State(), Drained: b.drained.Load() != 0}
+}
+
+// Ready reports whether the backend gets new requests: it is ready by its health checks,
+// and nobody has drained it.
+func (b *Backend) Ready() bool { return b.Standing().Takes() }
 
 // SetState notes a change of state at the time given. A backend that becomes
 // ready again after it was out starts slowly; one that becomes ready for the
@@ -225,9 +253,9 @@ func (s *Set) All() []*Backend { return s.backends }
 // health.Usable: a request that all ready backends failed may still go to a
 // draining one.
 func (s *Set) View(cs []pick.Candidate, tried []*Backend, now time.Time) []pick.Candidate {
-	var stateRoom [8]health.State
+	var room [8]health.Standing
 	var indexRoom [8]int
-	states, index := stateRoom[:0], indexRoom[:0]
+	standings, index := room[:0], indexRoom[:0]
 	first := len(cs)
 	for i, b := range s.backends {
 		short, long, homed := b.Load()
@@ -238,10 +266,10 @@ func (s *Set) View(cs []pick.Candidate, tried []*Backend, now time.Time) []pick.
 			Homed:  homed,
 		})
 		if !slices.Contains(tried, b) {
-			states, index = append(states, b.State()), append(index, first+i)
+			standings, index = append(standings, b.Standing()), append(index, first+i)
 		}
 	}
-	usable, _ := health.Usable(states)
+	usable, _ := health.Usable(standings)
 	for _, i := range usable {
 		cs[index[i]].Usable = true
 	}
@@ -251,11 +279,11 @@ func (s *Set) View(cs []pick.Candidate, tried []*Backend, now time.Time) []pick.
 // Panicking reports whether no backend is ready although they have been judged,
 // so that those that fail their checks are used all the same.
 func (s *Set) Panicking() bool {
-	states := make([]health.State, len(s.backends))
+	standings := make([]health.Standing, len(s.backends))
 	for i, b := range s.backends {
-		states[i] = b.State()
+		standings[i] = b.Standing()
 	}
-	_, panicking := health.Usable(states)
+	_, panicking := health.Usable(standings)
 	return panicking
 }
 

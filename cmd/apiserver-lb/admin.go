@@ -51,7 +51,11 @@ func (r *readiness) report() (ready bool, lines []string) {
 	for _, b := range set.All() {
 		s := b.State()
 		usable = usable || s == health.Ready || s == health.Draining
-		line(s == health.Ready, "backend "+b.Name, s.String())
+		why := s.String()
+		if !b.Drained().IsZero() {
+			why += ", drained by an operator"
+		}
+		line(s == health.Ready, "backend "+b.Name, why)
 	}
 	if !usable {
 		ready = false

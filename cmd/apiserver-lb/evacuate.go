@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/backend"
 )
 
 const (
@@ -17,7 +19,8 @@ const (
 
 // evacuate moves what waits for a backend that has failed its checks for a while, as long
 // as others are ready: reads go elsewhere, watches end cleanly and resume elsewhere.
-// Writes, logs and tunnels wait on.
+// Writes, logs and tunnels wait on. Of one that an operator has drained, watches are ended
+// over as long as in a shutdown of the balancer.
 func (p *process) evacuate(ctx context.Context) error {
 	tick := time.NewTicker(evacuateEvery)
 	defer tick.Stop()
@@ -37,6 +40,12 @@ func (p *process) evacuateAt(now time.Time) {
 		return
 	}
 	for _, b := range set.All() {
+		if drained := b.Drained(); !drained.IsZero() && othersReady(set, b) {
+			by := drained.Add(p.spread)
+			p.relay.EndWatches(b, by)
+			p.server.EndWatches(b, by)
+			continue
+		}
 		failing := b.Failing(now)
 		if failing < balancer.StalledAfter {
 			continue
@@ -47,4 +56,9 @@ func (p *process) evacuateAt(now time.Time) {
 		p.relay.EndWatches(b, by)
 		p.server.EndWatches(b, by)
 	}
+}
+
+// othersReady reports whether a backend other than the one given gets new requests.
+func othersReady(set *backend.Set, b *backend.Backend) bool {
+	return slices.ContainsFunc(set.All(), func(o *backend.Backend) bool { return o != b && o.Ready() })
 }

@@ -59,8 +59,8 @@ type successor struct {
 }
 
 // startSuccessor starts this program anew, by the name that it was started by, with the
-// same arguments and the listeners.
-func startSuccessor(l *listeners) (*successor, error) {
+// same arguments, the listeners, and the names of the backends that are drained.
+func startSuccessor(l *listeners, drained []string) (*successor, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socketpair", err)
@@ -76,7 +76,10 @@ func startSuccessor(l *listeners) (*successor, error) {
 	for _, s := range []struct {
 		name     string
 		listener net.Listener
-	}{{clientsSocket, l.clients}, {adminSocket, l.admin}} {
+	}{{clientsSocket, l.clients}, {adminSocket, l.admin}, {controlSocket, l.control}} {
+		if s.listener == nil {
+			continue
+		}
 		f, err := duplicate(s.listener, s.name)
 		if err != nil {
 			return nil, err
@@ -98,7 +101,8 @@ func startSuccessor(l *listeners) (*successor, error) {
 		// The process's own is not known before it runs: see passedSockets.
 		"LISTEN_PID="+strconv.Itoa(os.Getpid()),
 		"LISTEN_FDS="+strconv.Itoa(len(files)),
-		"LISTEN_FDNAMES="+strings.Join(names, ":"))
+		"LISTEN_FDNAMES="+strings.Join(names, ":"),
+		drainedVariable+"="+encodeNames(drained))
 	if err := cmd.Start(); err != nil {
 		link.Close()
 		return nil, err
@@ -247,7 +251,7 @@ var errPID1 = errors.New("this process is PID 1, and its container would end wit
 
 // handOver starts a successor and waits until it is able to serve; what then follows is
 // leave's. Where it does not become able it has ended.
-func (p *process) handOver(ctx context.Context, l *listeners) (*successor, error) {
+func (p *process) handOver(ctx context.Context, l *listeners) (next *successor, err error) {
 	if os.Getpid() == 1 {
 		return nil, errPID1
 	}
@@ -255,7 +259,9 @@ func (p *process) handOver(ctx context.Context, l *listeners) (*successor, error
 		return nil, errors.New("this process does not serve yet")
 	}
 	p.notify(reloading())
-	next, err := startSuccessor(l)
+	p.handing.Store(true)
+	defer func() { p.handing.Store(next != nil) }()
+	next, err = startSuccessor(l, p.drained())
 	if err == nil {
 		p.log.Info("SIGUSR2: handing over", "successor", next.pid())
 		if err = next.awaitReady(ctx); err == nil {
@@ -279,6 +285,7 @@ func (p *process) leave(l *listeners, signals *signals, next *successor) (left b
 	p.notify(mainPID(next.pid()))
 	if _, err := next.link.Write([]byte{0}); err != nil {
 		next.stop()
+		p.handing.Store(false)
 		p.notify(mainPID(os.Getpid()) + "\n" + daemon.SdNotifyReady)
 		p.log.Error("SIGUSR2: not handed over", "err", fmt.Errorf("the successor ended when it was about to serve: %w", err))
 		return false, nil
@@ -299,6 +306,9 @@ func (p *process) leave(l *listeners, signals *signals, next *successor) (left b
 	p.ready.handedOver.Store(true)
 	p.admin.SetKeepAlivesEnabled(false)
 	l.admin.Close()
+	if l.control != nil {
+		l.control.Close()
+	}
 
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)

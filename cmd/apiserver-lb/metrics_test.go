@@ -30,6 +30,7 @@ var documented = map[string]string{
 	"apiserver_lb_backend_state":                        "backend state",
 	"apiserver_lb_backend_in_flight":                    "backend class",
 	"apiserver_lb_backend_homed_connections":            "backend",
+	"apiserver_lb_backend_drained":                      "backend",
 	"apiserver_lb_memory_short":                         "",
 	"apiserver_lb_panic_mode":                           "",
 	"apiserver_lb_probes_total":                         "backend verdict",

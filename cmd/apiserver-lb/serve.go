@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -82,8 +83,9 @@ type process struct {
 	log    *slog.Logger
 
 	store     *tlsconf.Store
-	host      string    // its name
-	begun     time.Time // when the process did
+	host      string        // its name
+	begun     time.Time     // when the process did
+	spread    time.Duration // over which the watches of a backend that is drained end
 	telemetry *telemetry
 	recent    recent
 	probes    *probeMetrics
@@ -93,7 +95,8 @@ type process struct {
 	rebalance *balancer.Rebalance
 	server    *forward.Server
 	ready     *readiness
-	admin     *http.Server
+	admin     *http.Server                    // tells operators, and changes nothing
+	operate   *http.Server                    // does what they want
 	load      func() (*configs.Config, error) // the configuration anew; nil: it cannot be had
 
 	predecessor *predecessor // that hands over to this process; nil: none
@@ -103,6 +106,9 @@ type process struct {
 
 	watchMu sync.RWMutex
 	watches map[*backend.Backend]*watch // guarded by watchMu
+
+	operating sync.Mutex  // held while an operator's wish is done
+	handing   atomic.Bool // a successor has begun
 
 	clientsChanged chan struct{} // by judgeClients; never closed
 
@@ -141,19 +147,27 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 		p.predecessor = before
 		p.mute() // the service's process is the other
 	}
-	l, err := openListeners(ctx, c.Listen, c.Admin.Listen, passed, log)
+	l, err := openListeners(ctx, c, passed, log)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
+	if l.control != nil {
+		defer func() {
+			if !p.ready.handedOver.Load() {
+				_ = os.Remove(l.control.Addr().String()) // the next process does where this one cannot
+			}
+		}()
+	}
+	p.drainAgain(before)
 	warnAtStart(c, p.store, log)
 	log.Info("starting", "version", version, "listen", l.clients.Addr().String(), "admin", l.admin.Addr().String(), "pid", os.Getpid(), "backends", len(p.backends.Set().All()))
-	return p.run(ctx, l.clients, l.admin, signals)
+	return p.run(ctx, l, signals)
 }
 
 // build makes all parts and starts none.
 func build(c *configs.Config, log *slog.Logger) (*process, error) {
-	p := &process{config: c, log: log, begun: time.Now(), watches: map[*backend.Backend]*watch{}, clientsChanged: make(chan struct{}, 1)}
+	p := &process{config: c, log: log, begun: time.Now(), spread: forward.Spread(c.Shutdown.GracePeriod), watches: map[*backend.Backend]*watch{}, clientsChanged: make(chan struct{}, 1)}
 	var err error
 	if p.store, err = openStore(c, log); err != nil {
 		return nil, err
@@ -175,6 +189,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		return nil, err
 	}
 	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler, p.serveState))
+	p.operate = newAdminServer(p.operateHandler())
 
 	opened := func(b *backend.Backend, cr balancer.Credential, delta int64) {
 		metrics.BackendConnections(b.Name, cr, delta)
@@ -345,7 +360,7 @@ func (p *process) tellPanic() {
 }
 
 // run starts every goroutine and waits for their end.
-func (p *process) run(ctx context.Context, clients, operators net.Listener, signals *signals) error {
+func (p *process) run(ctx context.Context, l *listeners, signals *signals) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	// The relay looks after its connections until the last of them has been drained,
@@ -369,17 +384,23 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 	if p.predecessor == nil {
 		close(mine)
 	}
-	g.Go(func() error {
-		select {
-		case <-mine:
-		case <-ctx.Done():
+	serve := func(name string, s *http.Server, l net.Listener) {
+		g.Go(func() error {
+			select {
+			case <-mine:
+			case <-ctx.Done():
+				return nil
+			}
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) && !p.ready.handedOver.Load() {
+				return fmt.Errorf("%s: %w", name, err)
+			}
 			return nil
-		}
-		if err := p.admin.Serve(operators); !errors.Is(err, http.ErrServerClosed) && !p.ready.handedOver.Load() {
-			return fmt.Errorf("admin listener: %w", err)
-		}
-		return nil
-	})
+		})
+	}
+	serve("admin listener", p.admin, l.admin)
+	if l.control != nil {
+		serve("control socket", p.operate, l.control)
+	}
 	g.Go(func() error {
 		// No client is served before every backend has been judged once.
 		if !p.awaitProbes(ctx) {
@@ -395,16 +416,16 @@ func (p *process) run(ctx context.Context, clients, operators net.Listener, sign
 			close(mine)
 		}
 		p.ready.serving.Store(true)
-		p.log.Info("ready for clients", "listen", clients.Addr().String())
+		p.log.Info("ready for clients", "listen", l.clients.Addr().String())
 		p.notify(daemon.SdNotifyReady)
-		if err := p.server.Serve(clients); err != nil {
+		if err := p.server.Serve(l.clients); err != nil {
 			return fmt.Errorf("listener: %w", err)
 		}
 		return nil
 	})
 	g.Go(func() error {
 		defer stop()
-		return p.control(ctx, g.Go, &listeners{clients: clients, admin: operators}, signals)
+		return p.control(ctx, g.Go, l, signals)
 	})
 
 	err := g.Wait()
@@ -605,6 +626,7 @@ func (p *process) drain(ctx context.Context, signals *signals, delay time.Durati
 		p.log.Warn("connections cut at the end of the grace period", "connections", cut)
 	}
 	p.admin.Close()
+	p.operate.Close()
 }
 
 // reloading tells systemd that something changes, until READY=1 (sd_notify(3)).

@@ -269,7 +269,7 @@ func TestListenerFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	operators.Close()
-	err = p.run(t.Context(), clients, operators, &signals{end: make(chan os.Signal, 2), reload: make(chan os.Signal, 1)})
+	err = p.run(t.Context(), &listeners{clients: clients, admin: operators}, &signals{end: make(chan os.Signal, 2), reload: make(chan os.Signal, 1)})
 	if err == nil || !strings.HasPrefix(err.Error(), "admin listener: ") {
 		t.Errorf("run = %v, want the error of the admin listener", err)
 	}

@@ -10,13 +10,18 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"apiserver-lb/configs"
 )
 
 // listeners are what clients and operators connect to.
-type listeners struct{ clients, admin net.Listener }
+type listeners struct {
+	clients, admin net.Listener
+	control        net.Listener // nil: there is none
+}
 
 func (l *listeners) Close() {
-	for _, listener := range []net.Listener{l.clients, l.admin} {
+	for _, listener := range []net.Listener{l.clients, l.admin, l.control} {
 		if listener != nil {
 			listener.Close()
 		}
@@ -27,13 +32,14 @@ func (l *listeners) Close() {
 const (
 	clientsSocket = "clients"
 	adminSocket   = "admin"
+	controlSocket = "control" // which only a predecessor passes
 )
 
 // openListeners takes the sockets that systemd, or a predecessor, has opened, by name, and
 // opens those that it has not. Such a socket stays open while the balancer restarts: who connects meanwhile
 // waits, and is not refused. Its address is that of the socket unit, whatever the
 // configuration says.
-func openListeners(ctx context.Context, clients, admin string, passed map[string][]net.Listener, log *slog.Logger) (*listeners, error) {
+func openListeners(ctx context.Context, c *configs.Config, passed map[string][]net.Listener, log *slog.Logger) (*listeners, error) {
 	l := new(listeners)
 	var unknown []string
 	for name, list := range passed {
@@ -41,8 +47,15 @@ func openListeners(ctx context.Context, clients, admin string, passed map[string
 		switch {
 		case name == adminSocket:
 			to = &l.admin
+		case name == controlSocket:
+			to = &l.control
 		case name == clientsSocket, len(passed) == 1: // the only one needs no name
 			to = &l.clients
+		}
+		if to == &l.control && len(list) == 1 {
+			if _, ok := list[0].(*net.UnixListener); !ok {
+				to = nil
+			}
 		}
 		if to == nil || len(list) != 1 || list[0] == nil {
 			unknown = append(unknown, name)
@@ -62,8 +75,11 @@ func openListeners(ctx context.Context, clients, admin string, passed map[string
 		return nil, &usageError{fmt.Errorf("the sockets that systemd has passed: %q: want one stream socket with FileDescriptorName=%s, and at most one with FileDescriptorName=%s", unknown, clientsSocket, adminSocket)}
 	}
 	var err error
-	if l.clients, err = orListen(ctx, "listen", clients, l.clients, log); err == nil {
-		l.admin, err = orListen(ctx, "admin.listen", admin, l.admin, log)
+	if l.clients, err = orListen(ctx, "listen", c.Listen, l.clients, log); err == nil {
+		l.admin, err = orListen(ctx, "admin.listen", c.Admin.Listen, l.admin, log)
+	}
+	if path := controlPath(c.Admin.Socket); err == nil && l.control == nil && path != "" {
+		l.control, err = listenControl(ctx, path)
 	}
 	if err != nil {
 		l.Close()

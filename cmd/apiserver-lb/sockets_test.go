@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"apiserver-lb/configs"
 )
 
 func tcpListener(t *testing.T) net.Listener {
@@ -66,7 +68,7 @@ func TestOpenListeners(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			passed := tt.passed(t)
-			l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed, slog.New(slog.DiscardHandler))
+			l, err := openListeners(t.Context(), listening("127.0.0.1:0"), passed, slog.New(slog.DiscardHandler))
 			if tt.err != "" {
 				var usage *usageError
 				if err == nil || !strings.Contains(err.Error(), tt.err) || !errors.As(err, &usage) {
@@ -94,7 +96,7 @@ func TestOpenListeners(t *testing.T) {
 // A socket that is not where the configuration says is used, and worth a warning.
 func TestPassedSocketElsewhere(t *testing.T) {
 	log := new(logbook)
-	l, err := openListeners(t.Context(), "127.0.0.1:1", "127.0.0.1:0", map[string][]net.Listener{"clients": {tcpListener(t)}}, slog.New(slog.NewJSONHandler(log, nil)))
+	l, err := openListeners(t.Context(), listening("127.0.0.1:1"), map[string][]net.Listener{"clients": {tcpListener(t)}}, slog.New(slog.NewJSONHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +105,11 @@ func TestPassedSocketElsewhere(t *testing.T) {
 	if e["level"] != "WARN" || e["key"] != "listen" || e["configured"] != "127.0.0.1:1" || e["socket"] != l.clients.Addr().String() {
 		t.Errorf("the log says %v", e)
 	}
+}
+
+// listening is a configuration with an address for clients.
+func listening(clients string) *configs.Config {
+	return &configs.Config{Listen: clients, Admin: configs.Admin{Listen: "127.0.0.1:0"}}
 }
 
 func TestIsAt(t *testing.T) {
@@ -131,7 +138,7 @@ func TestIsAt(t *testing.T) {
 // Connections of a socket that was passed are watched over like those of our own.
 func TestPassedSocketIsLively(t *testing.T) {
 	for name, passed := range map[string]map[string][]net.Listener{"own": nil, "passed": {"clients": {tcpListener(t)}}} {
-		l, err := openListeners(t.Context(), "127.0.0.1:0", "127.0.0.1:0", passed, slog.New(slog.DiscardHandler))
+		l, err := openListeners(t.Context(), listening("127.0.0.1:0"), passed, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"apiserver-lb/balancer/backend"
 	"apiserver-lb/health"
 )
 
@@ -46,6 +47,8 @@ type backendState struct {
 	Weight  int       `json:"weight"`
 	State   string    `json:"state"`
 	Since   time.Time `json:"since,omitzero"` // of the state; absent before the first verdict
+	// Drained is since when an operator keeps new requests out; absent: none does.
+	Drained time.Time `json:"drained,omitzero"`
 
 	// Requests in flight, short and long-running, and the clients that are at home there.
 	Short int64 `json:"short"`
@@ -95,23 +98,13 @@ func (p *process) state(now time.Time) (*state, error) {
 	}
 	s.ClientConnections = current.sum("apiserver_lb_client_connections", "")[""]
 	for _, b := range set.All() {
-		settings := b.Settings()
-		short, long, homed := b.Load()
-		t := backendState{Name: b.Name, Address: b.Address, Zone: settings.Zone, Weight: settings.Weight,
-			State: b.State().String(), Short: short, Long: long, Homed: homed}
+		t := p.backendState(b)
 		if before != nil {
 			did := current.durations(b.Name).less(before.durations(b.Name))
 			if passed := current.at.Sub(before.at).Seconds(); passed > 0 {
 				t.RequestsPerSecond = float64(did.count) / passed
 			}
 			t.P99Seconds = did.quantile(0.99)
-		}
-		p.watchMu.RLock()
-		w := p.watches[b]
-		p.watchMu.RUnlock()
-		if w != nil {
-			t.Since = w.checker.Status().Since
-			t.LastFailure = w.failed.Load()
 		}
 		s.Backends = append(s.Backends, t)
 	}
@@ -122,6 +115,22 @@ func (p *process) state(now time.Time) (*state, error) {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.Use, b.Use), cmp.Compare(a.File, b.File))
 	})
 	return s, nil
+}
+
+// backendState tells of a backend what it is, without what it did.
+func (p *process) backendState(b *backend.Backend) backendState {
+	settings := b.Settings()
+	short, long, homed := b.Load()
+	t := backendState{Name: b.Name, Address: b.Address, Zone: settings.Zone, Weight: settings.Weight,
+		State: b.State().String(), Drained: b.Drained(), Short: short, Long: long, Homed: homed}
+	p.watchMu.RLock()
+	w := p.watches[b]
+	p.watchMu.RUnlock()
+	if w != nil {
+		t.Since = w.checker.Status().Since
+		t.LastFailure = w.failed.Load()
+	}
+	return t
 }
 
 // serveState answers GET /status.json.

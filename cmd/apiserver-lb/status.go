@@ -172,7 +172,7 @@ func writeState(s *state, out io.Writer) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "BACKEND\tADDRESS\tSTATE\tSINCE\tCLIENTS\tSHORT\tLONG\tREQ/S\tP99\tLAST FAILURE")
 	for _, b := range s.Backends {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%.1f\t%s\t%s\n", b.Name, b.Address, b.State, ago(b.Since, s.At), b.Homed, b.Short, b.Long,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%.1f\t%s\t%s\n", b.Name, b.Address, b.standing(), ago(b.Since, s.At), b.Homed, b.Short, b.Long,
 			b.RequestsPerSecond, seconds(b.P99Seconds), b.LastFailure.text(s.At))
 	}
 	if err := t.Flush(); err != nil {
@@ -185,6 +185,14 @@ func writeState(s *state, out io.Writer) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", c.Use, c.NotAfter.UTC().Format(time.DateOnly), left(c.NotAfter.Sub(s.At)), c.Subject, c.File)
 	}
 	return t.Flush()
+}
+
+// standing is the state in words.
+func (b *backendState) standing() string {
+	if b.Drained.IsZero() {
+		return b.State
+	}
+	return b.State + ", drained"
 }
 
 // text is a failure in a few words.

@@ -118,6 +118,11 @@ func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.S
 	if err != nil {
 		return err
 	}
+	drained, err := m.Int64ObservableGauge("apiserver_lb.backend.drained",
+		metric.WithDescription("1 while an operator keeps new requests from the backend."))
+	if err != nil {
+		return err
+	}
 	short, err := m.Int64ObservableGauge("apiserver_lb.memory_short",
 		metric.WithDescription("1 while memory is short: new clients are turned away, large requests are answered 429."))
 	if err != nil {
@@ -148,6 +153,7 @@ func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.S
 			o.ObserveInt64(load, brief, metric.WithAttributes(name, attribute.String("class", "short")))
 			o.ObserveInt64(load, long, metric.WithAttributes(name, attribute.String("class", "long")))
 			o.ObserveInt64(homed, home, metric.WithAttributes(name))
+			o.ObserveInt64(drained, bit(!b.Drained().IsZero()), metric.WithAttributes(name))
 		}
 		o.ObserveInt64(build, 1, metric.WithAttributes(attribute.String("version", version), attribute.String("goversion", runtime.Version())))
 		o.ObserveInt64(panicking, bit(set.Panicking()))
@@ -156,7 +162,7 @@ func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.S
 			o.ObserveInt64(expiry, at.Unix(), metric.WithAttributes(attribute.String("use", file.Use), attribute.String("file", file.File)))
 		}
 		return nil
-	}, info, state, load, homed, panicking, short, expiry, build)
+	}, info, state, load, homed, drained, panicking, short, expiry, build)
 	return err
 }
 
