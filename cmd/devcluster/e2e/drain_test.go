@@ -27,7 +27,7 @@ func TestDrainApiserver(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		setup.CoreV1().Namespaces().Delete(context.Background(), namespace, metav1.DeleteOptions{}) //nolint:errcheck // its cluster ends with the tests
+		setup.CoreV1().Namespaces().Delete(context.Background(), namespace, metav1.DeleteOptions{})
 	})
 	maps := setup.CoreV1().ConfigMaps(namespace)
 	create := func(name string) {
