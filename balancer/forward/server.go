@@ -59,6 +59,8 @@ type Server struct {
 	accepted *handover // what net/http gets
 	told     *rate.Limiter
 
+	admitting atomic.Int64 // by accept: since when it is busy, in Unix nanoseconds; 0: it waits
+
 	mu        sync.Mutex
 	listener  net.Listener
 	closed    bool
@@ -129,12 +131,14 @@ func (s *Server) accept(l net.Listener) error {
 		c, err := l.Accept()
 		if err == nil {
 			delay = 0
+			s.admitting.Store(time.Now().UnixNano())
 			t := tls.Server(s.HTTP2.Wrap(c), s.TLS)
 			if client := s.admit(t); client != nil {
 				go s.shakeHands(t, client)
 			} else {
 				c.Close()
 			}
+			s.admitting.Store(0)
 			continue
 		}
 		var ne net.Error
@@ -145,6 +149,17 @@ func (s *Server) accept(l net.Listener) error {
 		s.f.Log.Warn("a connection could not be accepted", "err", err, "retryIn", delay)
 		time.Sleep(delay)
 	}
+}
+
+// Admitting returns since when the loop that accepts connections has been busy with one;
+// zero where it waits for the next. It takes microseconds: what takes longer hangs, and
+// no client gets in.
+func (s *Server) Admitting() time.Time {
+	since := s.admitting.Load()
+	if since == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, since)
 }
 
 // How long accept waits when the process has no file descriptor left.

@@ -17,6 +17,7 @@ type watch struct {
 	backend *backend.Backend
 	checker *health.Checker
 	prober  *health.Prober
+	rests   time.Duration      // at most, from the end of a probe to that of the next
 	stop    context.CancelFunc // ends the checks; nil: they have not begun
 	ended   chan struct{}      // closed by endWatch: nobody waits for a verdict any more
 
@@ -74,6 +75,7 @@ func revise(now []*backend.Backend, servers []configs.Server) change {
 // addWatch makes the health checks of a backend; startWatch begins them.
 func (p *process) addWatch(b *backend.Backend) *watch {
 	w := &watch{backend: b, prober: newProber(p.config, p.store, b, dialer.DialContext), ended: make(chan struct{})}
+	w.rests = 2*p.config.Health.Interval + p.config.Health.Timeout // with room for jitter
 	w.checker = health.NewChecker(b.Name, w.prober.Probe, health.CheckerOptions{
 		Rules:    rules(p.config),
 		Timeout:  p.config.Health.Timeout,

@@ -97,8 +97,9 @@ func startSuccessor(l *listeners, drained []string) (*successor, error) {
 	cmd := exec.Command(os.Args[0], os.Args[1:]...) // #nosec G204 G702 -- itself //nolint:noctx // it is to outlive this process
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = files
-	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "LISTEN_") }),
-		// The process's own is not known before it runs: see passedSockets.
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "LISTEN_") || strings.HasPrefix(v, "WATCHDOG_PID=") }),
+		// The process's own is not known before it runs: see passedSockets. Without
+		// WATCHDOG_PID whoever gets WATCHDOG_USEC is meant (sd_watchdog_enabled(3)).
 		"LISTEN_PID="+strconv.Itoa(os.Getpid()),
 		"LISTEN_FDS="+strconv.Itoa(len(files)),
 		"LISTEN_FDNAMES="+strings.Join(names, ":"),

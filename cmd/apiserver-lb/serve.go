@@ -111,6 +111,7 @@ type process struct {
 	handing   atomic.Bool // a successor has begun
 
 	clientsChanged chan struct{} // by judgeClients; never closed
+	lapsesSeen     atomic.Int64  // by endLapsed, in Unix nanoseconds: its last round; 0: none yet
 
 	filesMu           sync.Mutex
 	backendGeneration uint64 // guarded by filesMu: that connections are made with
@@ -336,6 +337,7 @@ func (p *process) endLapsed(ctx context.Context) {
 		}
 		p.relay.EndLapsed()
 		p.server.EndLapsed()
+		p.lapsesSeen.Store(time.Now().UnixNano())
 	}
 }
 
@@ -377,6 +379,7 @@ func (p *process) run(ctx context.Context, l *listeners, signals *signals) error
 	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
 	g.Go(func() error { return p.evacuate(ctx) })
 	g.Go(func() error { return p.recent.run(ctx, p.telemetry.registry) })
+	g.Go(func() error { return p.keepWatchdog(ctx) })
 	for _, w := range p.allWatches() {
 		p.startWatch(ctx, g.Go, w)
 	}
@@ -639,10 +642,11 @@ func reloading() string {
 func (p *process) notify(state string) {
 	p.notifyMu.Lock()
 	defer p.notifyMu.Unlock()
-	if p.muted {
+	// What drains is watched over as well.
+	if p.muted && (state != daemon.SdNotifyWatchdog || !p.ready.stopping.Load()) {
 		return
 	}
-	p.muted = state == daemon.SdNotifyStopping
+	p.muted = p.muted || state == daemon.SdNotifyStopping
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		p.log.Warn("systemd was not told", "state", state, "err", err)
 	}
