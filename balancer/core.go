@@ -40,6 +40,7 @@ type Core struct {
 	Bodies     *Room      // for request bodies that are kept to be sent again; see BodyRoom
 	Memory     *Memory    // nil: there is always enough
 	NewAuditID func() string
+	Records    *Records // nil: no request is recorded
 
 	turn atomic.Uint64 // of round-robin
 }

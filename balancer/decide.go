@@ -21,6 +21,7 @@ type Head struct {
 	Subprotocols  []string // Sec-WebSocket-Protocol
 	ForwardedFor  []string // X-Forwarded-For
 	AuditID       string   // Audit-ID
+	UserAgent     string   // User-Agent
 
 	// Impersonate-User and Impersonate-Group, every value. kube-apiserver heeds the
 	// first user only (k8s.io/apiserver/pkg/endpoints/filters/impersonation).

@@ -43,6 +43,8 @@ type Config struct {
 
 	Shutdown Shutdown `mapstructure:"shutdown"`
 	Log      Log      `mapstructure:"log"`
+
+	AccessLog AccessLog `mapstructure:"accessLog"`
 }
 
 // ProxyProtocol is how layer-4 proxies in front say where a connection comes from:

@@ -82,6 +82,9 @@ func Default() Config {
 		},
 		Shutdown: Shutdown{GracePeriod: 30 * time.Second},
 		Log:      Log{Level: "info", Format: LogAuto},
+		// Who switches it on wants all of it; a balancer in front may ask for health many
+		// times a second.
+		AccessLog: AccessLog{Ratio: 1},
 	}
 }
 

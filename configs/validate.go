@@ -24,6 +24,7 @@ func validate(c *Config) Errors {
 		checkGuards(&c.Guards),
 		checkRequestLimits(&c.RequestLimits),
 		checkRest(c),
+		checkAccessLog(&c.AccessLog),
 		checkPaths(c),
 	)
 }

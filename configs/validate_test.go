@@ -43,6 +43,19 @@ func TestValidate(t *testing.T) {
 		{"front proxy, certificate alone", "frontProxy: {certFile: proxy.crt}\n", "lb.yaml:8: frontProxy.keyFile: this key is required; name the private key of frontProxy.certFile, or remove frontProxy.certFile"},
 		{"front proxy, key alone", "frontProxy: {keyFile: proxy.key}\n", "lb.yaml:8: frontProxy.certFile: this key is required; name the certificate of frontProxy.keyFile, or remove frontProxy.keyFile"},
 
+		{"access log", "accessLog: {output: stderr, verbs: [get, deletecollection], ratio: 0, always: {codes: [1xx, 5xx]}}\n", ""},
+		{"access log, slow only", "accessLog: {output: /var/log/access.log, ratio: 0, always: {slowerThan: 1s}}\n", ""},
+		{"access log, bad place", "accessLog: {output: access.log}\n", `lb.yaml:8: accessLog.output: "access.log": this is neither a place to log to nor an absolute path; write stderr, stdout or a path such as /var/log/apiserver-lb/access.log`},
+		{"access log, a directory", "accessLog: {output: /var/log/}\n", `lb.yaml:8: accessLog.output: "/var/log/": this is no path of a file; write a path such as /var/log/apiserver-lb/access.log`},
+		{"access log, nothing", "accessLog: {output: stdout, ratio: 0}\n", `lb.yaml:8: accessLog.ratio: "0": nothing would be logged; write a larger ratio, or set accessLog.always, or remove accessLog.output`},
+		{"access log, ratio", "accessLog: {ratio: 1.5}\n", `lb.yaml:8: accessLog.ratio: "1.5": the ratio is a share from 0 to 1; write 0.01 for one request in a hundred`},
+		{"access log, choices", "accessLog: {verbs: [GET], always: {codes: [500, 6xx], slowerThan: -1s}}\n", `
+lb.yaml:8: accessLog.always.codes[0]: "500": there is no such class of status codes; write some of 1xx, 2xx, 3xx, 4xx, 5xx
+lb.yaml:8: accessLog.always.codes[1]: "6xx": there is no such class of status codes; write some of 1xx, 2xx, 3xx, 4xx, 5xx
+lb.yaml:8: accessLog.always.slowerThan: "-1s": the duration must not be negative; write 0s or a positive one
+lb.yaml:8: accessLog.verbs[0]: "GET": there is no such verb; write some of get, list, watch, create, update, patch, delete, deletecollection, proxy, post, put, head, options
+`},
+
 		{"headers, empty lists", "frontProxy: {userHeaders: [], groupHeaders: [], uidHeaders: [], extraHeaderPrefixes: []}\n", `
 lb.yaml:8: frontProxy.extraHeaderPrefixes: the list is empty; name at least one, or remove the key for the default
 lb.yaml:8: frontProxy.groupHeaders: the list is empty; name at least one, or remove the key for the default

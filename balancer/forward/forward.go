@@ -101,6 +101,7 @@ func (x *exchange) answer(w http.ResponseWriter) {
 	} else {
 		x.admission, refusal = f.Core.Admit(x.decision, x.client, x.started)
 	}
+	w = x.recorded(w)
 	if refusal != nil {
 		x.refuse(w, refusal)
 		x.observe()
@@ -139,6 +140,7 @@ type exchange struct {
 	admission balancer.Admission
 
 	// Owned by the handler's goroutine.
+	record    *balancer.Record // nil: nothing is recorded
 	conn      *http.ResponseController
 	timedBody *timedBody       // nil: no body whose client may not stand still
 	body      *heldBody        // nil: no request body
@@ -183,6 +185,9 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 
 // hold begins the holding of the request's body.
 func (x *exchange) hold(src io.ReadCloser) {
+	if x.record != nil {
+		src = &recordedBody{src, x.record}
+	}
 	if x.decision.Class != balancer.Long {
 		x.timedBody = &timedBody{ReadCloser: src, conn: x.conn, timeout: x.f.StallTimeout}
 		src = x.timedBody
@@ -192,6 +197,7 @@ func (x *exchange) hold(src io.ReadCloser) {
 
 // frameAnswer makes the answer one that HTTP/1.1 can carry.
 func (x *exchange) frameAnswer(res *http.Response) error {
+	x.record.Started(x.code, x.backend.Name)
 	if x.in.ProtoMajor != 1 {
 		return nil
 	}
@@ -293,6 +299,7 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 			sd.res.Body.Close()
 		}
 		x.f.Metrics.Retried(slot.Backend.Name, event)
+		x.record.Retried()
 		if event.Sent() {
 			losses++
 		}
@@ -397,7 +404,7 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 		x.body.release()
 	}
 	x.f.Core.Concluded(x.decision, res.StatusCode, time.Now())
-	body := &responseBody{src: ahead, slot: slot, cancel: cancel, client: x.peer, resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
+	body := &responseBody{src: ahead, slot: slot, cancel: cancel, client: x.peer, record: x.record, resumable: x.decision.Watch() && res.StatusCode == http.StatusOK}
 	if x.decision.Class == balancer.Long {
 		k := stream
 		if x.decision.Watch() {
@@ -427,14 +434,16 @@ func (x *exchange) observe() {
 	if x.backend != nil {
 		name = x.backend.Name
 	}
-	x.f.Metrics.Request(balancer.Observation{
+	o := balancer.Observation{
 		Verb:       x.decision.Verb,
 		Class:      x.decision.Class,
 		Credential: x.decision.Credential,
 		Backend:    name,
 		Code:       x.code,
 		Took:       time.Since(x.started),
-	})
+	}
+	x.f.Metrics.Request(o)
+	x.record.End(&o)
 }
 
 // shutdownAnswer is the answer of a kube-apiserver that shuts down, as an error.

@@ -90,8 +90,14 @@ func (g *guard) sayGoodbye() {
 // and returns the answer to it.
 func (f *Forwarder) unread(r *balancer.Refusal, method string, client *balancer.Client) []byte {
 	f.Metrics.Refused(r.Reason)
-	f.Refusals.Log(r, new(balancer.Decision), method, "", client)
+	d := balancer.Decision{Attributes: balancer.Attribute(method, "", "")}
+	f.Refusals.Log(r, &d, method, "", client)
 	body := r.Status(f.Name)
+	if record := f.Core.Records.Begin(&d, &balancer.Head{Method: method}, client, time.Now()); record != nil {
+		record.Refused(r.Reason)
+		record.Sent(len(body))
+		record.End(&balancer.Observation{Code: r.Code})
+	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\nDate: %s\r\n\r\n",
 		r.Code, http.StatusText(r.Code), len(body), time.Now().UTC().Format(http.TimeFormat))

@@ -23,6 +23,7 @@ func headOf(r *http.Request) balancer.Head {
 		Subprotocols:  r.Header["Sec-Websocket-Protocol"],
 		ForwardedFor:  r.Header["X-Forwarded-For"],
 		AuditID:       r.Header.Get("Audit-Id"),
+		UserAgent:     r.Header.Get("User-Agent"),
 		Upgrade:       upgradeOf(r),
 
 		ImpersonateUser:  r.Header["Impersonate-User"],

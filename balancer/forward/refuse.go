@@ -33,6 +33,7 @@ func (x *exchange) clientGone() {
 	if x.peer.Err() != nil {
 		x.f.Metrics.Refused(balancer.ReasonClientGone)
 	}
+	x.record.Refused(x.goneReason())
 	panic(http.ErrAbortHandler)
 }
 
@@ -40,6 +41,7 @@ func (x *exchange) clientGone() {
 func (x *exchange) refuse(w http.ResponseWriter, r *balancer.Refusal) {
 	x.code = r.Code
 	x.f.Metrics.Refused(r.Reason)
+	x.record.Refused(r.Reason)
 	x.f.Refusals.Log(r, x.decision, x.in.Method, x.head.Path, x.client)
 	body := r.Status(x.f.Name)
 	h := w.Header()

@@ -73,6 +73,7 @@ type responseBody struct {
 	client    context.Context // ends when the client goes away
 	resumable bool            // a watch: the client resumes where it ended
 	forget    func()          // of the drain; nil for short requests
+	record    *balancer.Record
 
 	once sync.Once
 }
@@ -85,6 +86,9 @@ func (b *responseBody) Read(p []byte) (int, error) {
 	n, err := b.src.Read(p)
 	if err != nil && err != io.EOF && b.resumable && b.client.Err() == nil {
 		err = io.EOF
+	}
+	if err != nil && err != io.EOF && b.client.Err() == nil {
+		b.record.Refused(balancer.ReasonBackendLost)
 	}
 	return n, err
 }

@@ -79,6 +79,7 @@ func (w *timedWriter) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
 	if err != nil && time.Since(begun) >= w.timeout {
 		w.x.f.Metrics.Refused(balancer.ReasonAnswerStalled)
+		w.x.record.Refused(balancer.ReasonAnswerStalled)
 	}
 	return n, err
 }

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"apiserver-lb/balancer"
 )
 
 // tunnel joins client and backend once both speak the new protocol.
@@ -44,7 +46,8 @@ func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.C
 	if client.SetDeadline(time.Time{}) != nil || writeSwitching(buffered.Writer, res.Header) != nil {
 		return
 	}
-	join(half{client, buffered.Reader}, half{conn, from}, x.f)
+	x.record.Started(x.code, x.backend.Name)
+	join(half{client, buffered.Reader}, half{conn, from}, x.f, x.record)
 }
 
 // writeSwitching writes the head of the answer with which the tunnel begins.
@@ -76,7 +79,7 @@ const linger = 5 * time.Second
 // on as a half-close, and the other goes on. When one end fails, what has come from
 // it still reaches the other, and both are closed soon. A peer that is gone for good
 // shows itself through TCP keepalive and TCP_USER_TIMEOUT.
-func join(a, b half, buffers *Forwarder) {
+func join(a, b half, buffers *Forwarder, record *balancer.Record) {
 	closing := make(chan *time.Timer, 2)
 	failed := func() {
 		closing <- time.AfterFunc(linger, func() {
@@ -85,8 +88,8 @@ func join(a, b half, buffers *Forwarder) {
 		})
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { copyHalf(a, b, failed, buffers) })
-	wg.Go(func() { copyHalf(b, a, failed, buffers) })
+	wg.Go(func() { copyHalf(a, b, failed, buffers, record.Sent) })
+	wg.Go(func() { copyHalf(b, a, failed, buffers, record.Received) })
 	wg.Wait()
 	close(closing)
 	for t := range closing {
@@ -95,16 +98,18 @@ func join(a, b half, buffers *Forwarder) {
 }
 
 // copyHalf copies src to dst until src ends, then closes dst for writing. It calls
-// failed, once at the most, when either of them breaks. After dst broke it reads on:
+// failed, once at the most, when either of them breaks, and passed with the bytes that it
+// passes on. After dst broke it reads on:
 // closing a connection with bytes unread in it would reset it (RFC 1122, section
 // 4.2.2.13), and take away what goes the other way.
-func copyHalf(dst, src half, failed func(), buffers *Forwarder) {
+func copyHalf(dst, src half, failed func(), buffers *Forwarder, passed func(n int)) {
 	failed = sync.OnceFunc(failed)
 	writing := true
 	pass := func(p []byte) {
 		if !writing {
 			return
 		}
+		passed(len(p))
 		if _, err := dst.Write(p); err != nil {
 			writing = false
 			failed()

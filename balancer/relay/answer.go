@@ -65,6 +65,9 @@ func (s *stream) sendHead(fields []hpack.Field, end bool) {
 		cc.encode(&fields[i])
 	}
 	cc.write(cc.appendBlock(s.id, end))
+	if s.record != nil && s.at != nil {
+		s.record.Started(s.code, s.at.Name)
+	}
 	if end {
 		s.down.ended = true
 		s.afterDown()
@@ -161,6 +164,7 @@ func (s *stream) beginHeld(end bool) {
 func (s *stream) delivered(n int) {
 	if n > 0 {
 		s.idle = 0
+		s.record.Sent(n)
 	}
 	early := min(n, int(s.early))
 	s.early -= int32(early)

@@ -262,6 +262,7 @@ func (cc *clientConn) body(s *stream, p []byte, end bool) error {
 		}
 	}
 	s.up.end = end
+	s.record.Received(len(p))
 	s.bodyCame(p)
 	return nil
 }

@@ -165,6 +165,10 @@ func (h *requestHead) decisive() balancer.Head {
 			if !audited {
 				d.AuditID, audited = f.Value, true
 			}
+		case hpack.UserAgent:
+			if d.UserAgent == "" {
+				d.UserAgent = f.Value
+			}
 		case hpack.WebSocketProtocol:
 			d.Subprotocols = append(d.Subprotocols, f.Value)
 		case hpack.ImpersonateUser:

@@ -67,9 +67,11 @@ func (cc *clientConn) lapse(l *balancer.Lapse) (watches, others int) {
 		case s.answered && s.down.end && inTime:
 			continue
 		case s.answered && s.resumable() && !s.down.end:
+			s.record.Refused(balancer.ReasonLapsed)
 			s.endWatch()
 			watches++
 		default:
+			s.record.Refused(balancer.ReasonLapsed)
 			cc.undo(s.id, codeCancel)
 			s.finish()
 			others++

@@ -57,6 +57,7 @@ func (s *stream) stalled() {
 		return
 	}
 	r.Metrics.Refused(balancer.ReasonAnswerStalled)
+	s.record.Refused(balancer.ReasonAnswerStalled)
 	s.cc.undo(s.id, codeCancel)
 	s.finish()
 }

@@ -52,16 +52,17 @@ const (
 // only matters until the answer begins is in asking.
 type stream struct {
 	// Static after construction.
-	cc      *clientConn
-	id      uint32
-	isHead  bool          // the method is HEAD
-	started time.Duration // since Relay.epoch
+	cc     *clientConn
+	id     uint32
+	isHead bool // the method is HEAD
 
-	// Static after begin.
+	// Static after begin; started is static after construction.
 	class      balancer.Class
 	credential balancer.Credential
 	watch      bool
+	started    time.Duration // since Relay.epoch
 	verb       string
+	record     *balancer.Record // nil: nothing is recorded of it
 
 	// Guarded by sh.mu.
 	ask       *asking // nil once the answer has begun at the client
@@ -145,6 +146,7 @@ func (s *stream) begin(h *requestHead) {
 		decision.Attributes = balancer.Attribute(d.Method, d.Path, d.RawQuery)
 	}
 	s.verb, s.class, s.credential, s.watch = decision.Verb, decision.Class, decision.Credential, decision.Watch()
+	s.record = core.Records.Begin(decision, &d, s.cc.client, sh.now)
 	sh.r.Metrics.InFlight(s.class, 1)
 	if refusal != nil {
 		s.refuse(refusal)
@@ -227,6 +229,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 		return
 	}
 	sh.r.Metrics.Retried(b.Name, e)
+	s.record.Retried()
 	if e.Sent() {
 		s.ask.losses++
 	}
@@ -379,14 +382,16 @@ func (s *stream) finish() {
 		name = s.at.Name
 	}
 	sh.r.Metrics.InFlight(s.class, -1)
-	sh.r.Metrics.Request(balancer.Observation{
+	o := balancer.Observation{
 		Verb:       s.verb,
 		Class:      s.class,
 		Credential: s.credential,
 		Backend:    name,
 		Code:       s.code,
 		Took:       sh.now.Sub(sh.r.epoch) - s.started,
-	})
+	}
+	sh.r.Metrics.Request(o)
+	s.record.End(&o)
 }
 
 // clientGone ends a request for which there is nobody to answer.
@@ -396,6 +401,7 @@ func (s *stream) clientGone() {
 	}
 	if !s.answered {
 		s.cc.sh.r.Metrics.Refused(balancer.ReasonClientGone)
+		s.record.Refused(balancer.ReasonClientGone)
 	}
 	s.finish()
 }
@@ -418,6 +424,7 @@ func (s *stream) lost(e balancer.Event, err error) {
 	case s.resumable():
 		s.endWatch()
 	default:
+		s.record.Refused(balancer.ReasonBackendLost)
 		s.cc.undo(s.id, codeInternal)
 		s.finish()
 	}
@@ -454,6 +461,7 @@ func (s *stream) refuse(r *balancer.Refusal) {
 	s.detach(codeCancel)
 	s.code = r.Code
 	sh.r.Metrics.Refused(r.Reason)
+	s.record.Refused(r.Reason)
 	sh.r.Refusals.Log(r, &s.ask.decision, s.ask.method, s.ask.path, s.cc.client)
 	body := r.Status(sh.r.Name)
 	s.ask.maybe.status = strconv.Itoa(r.Code)

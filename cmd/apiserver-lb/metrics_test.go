@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -32,6 +33,7 @@ var documented = map[string]string{
 	"apiserver_lb_backend_homed_connections":            "backend",
 	"apiserver_lb_backend_drained":                      "backend",
 	"apiserver_lb_memory_short":                         "",
+	"apiserver_lb_access_log_dropped_total":             "",
 	"apiserver_lb_panic_mode":                           "",
 	"apiserver_lb_probes_total":                         "backend verdict",
 	"apiserver_lb_probe_duration_seconds":               "backend",
@@ -125,6 +127,7 @@ func TestMetrics(t *testing.T) {
 	// A bundle counts by what expires first in it.
 	early := authority(t, "old-client-ca", until(time.Now().Add(1000*time.Hour)))
 	clientCA := replace(t, s.dir, "client-ca.crt", certPEM(s.pki.clientCA, early))
+	s.set("accessLog.output", filepath.Join(t.TempDir(), "access.log"))
 	s.apis[1].set(500, 200)
 	r := s.startReady()
 	r.log.await(t, became(s.apis[1], "draining"))

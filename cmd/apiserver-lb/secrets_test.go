@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -149,6 +150,13 @@ var outputs = []struct {
 	{"apiserver-lb check", command("check", "--config")},
 	{"apiserver-lb check --probe", command("check", "--probe", "--config")},
 	{"apiserver-lb status", command("status", "--config")},
+	{"access log", func(p *spied) string {
+		text, err := os.ReadFile(p.tree["accessLog"].(map[string]any)["output"].(string))
+		if err != nil {
+			p.Fatal(err)
+		}
+		return string(text)
+	}},
 	{"standard output", func(p *spied) string { return p.stdout.String() }},
 	// It ends the process, with requests in flight: the stacks of all goroutines. After it
 	// standard error is complete, with the log at level debug.
@@ -262,6 +270,8 @@ func TestSecretsStaySecret(t *testing.T) {
 			s := newSite(t, 0, 0)
 			s.set("backends.servers", []any{map[string]any{"address": tt.backend(s), "name": "api-0", "serverName": "kubernetes"}})
 			s.set("http.readHeaderTimeout", "2s")
+			s.set("accessLog.output", filepath.Join(s.dir, "access.log"))
+			s.set("accessLog.healthChecks", true)
 			token, inFile := newCanary("health.tokenFile")
 			s.set("health.tokenFile", replace(t, s.dir, "token", []byte(token+"\n")))
 			p := &spied{spawned: s.spawn(t.TempDir(), "GOTRACEBACK=all")}

@@ -93,6 +93,7 @@ type process struct {
 	pools     *forward.Pools // HTTP/1.1 and upgrades
 	relay     *relay.Relay   // HTTP/2
 	rebalance *balancer.Rebalance
+	accessLog *accessLog // nil: there is none
 	server    *forward.Server
 	ready     *readiness
 	admin     *http.Server                    // tells operators, and changes nothing
@@ -183,6 +184,12 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if p.probes, err = newProbeMetrics(p.telemetry.meter); err != nil {
 		return nil, err
 	}
+	if p.accessLog, err = openAccessLog(&c.AccessLog); err != nil {
+		return nil, err
+	}
+	if err := registerAccessLog(p.telemetry.meter, p.accessLog); err != nil {
+		return nil, err
+	}
 	p.memoryLimit = memoryLimit(log)
 	p.backends = newBackends(c)
 	p.ready = &readiness{backends: p.backends}
@@ -212,6 +219,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	name := "apiserver-lb on " + host
 	core := newCore(c, p.backends, p.store, &p.memory, p.memoryLimit)
 	refusals := balancer.NewRefusalLog(log)
+	core.Records = newRecords(&c.AccessLog, p.accessLog)
 	p.rebalance = core.Rebalance
 	p.relay = relay.New(relay.Options{
 		Core:              core,
@@ -371,6 +379,9 @@ func (p *process) run(ctx context.Context, l *listeners, signals *signals) error
 	defer stopRelay()
 	go func() { _ = p.relay.Run(relaying) }() // it ends without an error
 	go p.endLapsed(relaying)
+	if p.accessLog != nil {
+		go p.accessLog.run()
+	}
 	g, ctx := errgroup.WithContext(ctx)
 
 	g.Go(func() error { return p.store.Run(ctx) })
@@ -436,7 +447,7 @@ func (p *process) run(ctx context.Context, l *listeners, signals *signals) error
 	p.relay.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return errors.Join(err, p.telemetry.shutdown(ctx))
+	return errors.Join(err, p.accessLog.close(), p.telemetry.shutdown(ctx))
 }
 
 // expiriesEvery is how often certificates that are about to expire are named.
@@ -577,6 +588,9 @@ func (p *process) reload(ctx, apply context.Context, run func(func() error)) {
 		p.log.Error("reload: what could not be read stays as it was", "err", err)
 	} else {
 		p.log.Info("SIGHUP: all certificate files have been read again")
+	}
+	if err := p.accessLog.reopen(); err != nil {
+		p.log.Error("SIGHUP: the access log stays in the file that is open", "err", err)
 	}
 	if p.load == nil {
 		return

@@ -169,6 +169,20 @@ func registerGauges(m metric.Meter, backends *backend.Backends, store *tlsconf.S
 // expiryKey names one series of certificate expiry.
 type expiryKey struct{ Use, File string }
 
+// registerAccessLog registers what is lost of the access log; nil: there is none.
+func registerAccessLog(m metric.Meter, l *accessLog) error {
+	if l == nil {
+		return nil
+	}
+	_, err := m.Int64ObservableCounter("apiserver_lb.access_log.dropped",
+		metric.WithDescription("Lines of the access log that were dropped: they came faster than they could be written, or writing failed."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			o.Observe(l.dropped.Load())
+			return nil
+		}))
+	return err
+}
+
 // earliestExpiries returns for each file the expiry that comes first.
 func earliestExpiries(all []tlsconf.Expiry) map[expiryKey]time.Time {
 	first := map[expiryKey]time.Time{}
