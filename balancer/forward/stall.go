@@ -53,6 +53,14 @@ func (b *timedBody) leave(at time.Time) {
 	_ = b.conn.SetReadDeadline(at)
 }
 
+// abandon sets no deadline any more: over HTTP/2 there is nothing to set it on once the
+// handler has returned, and net/http panics.
+func (b *timedBody) abandon() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left = true
+}
+
 // stalled reports whether a read has taken too long. net/http ends the request's context
 // then, as if the client had gone, before it says why.
 func (b *timedBody) stalled() bool {
