@@ -87,6 +87,7 @@ http2: {maxStreams: 1, resetBurst: 2, resetRate: 3, controlBurst: 4, controlRate
 sourceLimits: {connections: 1, unfinished: 2, resetBurst: 3, resetRate: 4, controlBurst: 5, controlRate: 6, exempt: [10.1.0.0/24]}
 shutdown: {delay: 5s, gracePeriod: 0s}
 log: {level: debug, format: json}
+accessLog: {output: /var/log/lb/access.log, verbs: [create, delete], healthChecks: true, ratio: 0.25, always: {codes: [4xx, 5xx], slowerThan: 2s}}
 `
 
 func TestLoadEverything(t *testing.T) {
@@ -138,6 +139,8 @@ func TestLoadEverything(t *testing.T) {
 			Exempt: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}},
 		Shutdown: Shutdown{Delay: 5 * time.Second},
 		Log:      Log{Level: "debug", Format: LogJSON},
+		AccessLog: AccessLog{Output: "/var/log/lb/access.log", Verbs: []string{"create", "delete"}, HealthChecks: true, Ratio: 0.25,
+			Always: AccessLogAlways{Codes: []string{"4xx", "5xx"}, SlowerThan: 2 * time.Second}},
 	}
 	if diff := cmp.Diff(want, got, sameConfig); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
@@ -263,6 +266,14 @@ shutdown:
 log:
   level: info
   format: auto
+accessLog:
+  output: ""
+  verbs: []
+  healthChecks: false
+  ratio: 1
+  always:
+    codes: []
+    slowerThan: 0s
 `
 	if diff := cmp.Diff(want, string(data)); diff != "" {
 		t.Errorf("effective configuration (-want +got):\n%s", diff)

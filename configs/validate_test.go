@@ -49,7 +49,7 @@ func TestValidate(t *testing.T) {
 		{"access log, a directory", "accessLog: {output: /var/log/}\n", `lb.yaml:8: accessLog.output: "/var/log/": this is no path of a file; write a path such as /var/log/apiserver-lb/access.log`},
 		{"access log, nothing", "accessLog: {output: stdout, ratio: 0}\n", `lb.yaml:8: accessLog.ratio: "0": nothing would be logged; write a larger ratio, or set accessLog.always, or remove accessLog.output`},
 		{"access log, ratio", "accessLog: {ratio: 1.5}\n", `lb.yaml:8: accessLog.ratio: "1.5": the ratio is a share from 0 to 1; write 0.01 for one request in a hundred`},
-		{"access log, choices", "accessLog: {verbs: [GET], always: {codes: [500, 6xx], slowerThan: -1s}}\n", `
+		{"access log, choices", "accessLog: {verbs: [GET], always: {codes: ['500', 6xx], slowerThan: -1s}}\n", `
 lb.yaml:8: accessLog.always.codes[0]: "500": there is no such class of status codes; write some of 1xx, 2xx, 3xx, 4xx, 5xx
 lb.yaml:8: accessLog.always.codes[1]: "6xx": there is no such class of status codes; write some of 1xx, 2xx, 3xx, 4xx, 5xx
 lb.yaml:8: accessLog.always.slowerThan: "-1s": the duration must not be negative; write 0s or a positive one

@@ -119,6 +119,9 @@ func (x *exchange) answer(w http.ResponseWriter) {
 		if x.body != nil {
 			x.body.end()
 		}
+		if x.timedBody != nil && x.in.ProtoMajor != 1 {
+			x.timedBody.abandon() // what reads it may go on for a moment
+		}
 	}()
 	if x.decision.Class == balancer.Upgrade {
 		x.upgrade(w)
