@@ -22,6 +22,7 @@ type Head struct {
 	ForwardedFor  []string // X-Forwarded-For
 	AuditID       string   // Audit-ID
 	UserAgent     string   // User-Agent
+	Traceparent   []string // only where there are traces
 
 	// Impersonate-User and Impersonate-Group, every value. kube-apiserver heeds the
 	// first user only (k8s.io/apiserver/pkg/endpoints/filters/impersonation).

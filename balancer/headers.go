@@ -77,7 +77,7 @@ func (h *IdentityHeaders) suspects() {
 	for name := range forwarding {
 		mark(name, lengthBit(len(name)))
 	}
-	for _, name := range []string{"audit-id", "authorization", "sec-websocket-protocol"} {
+	for _, name := range []string{"audit-id", "authorization", "sec-websocket-protocol", "traceparent", "tracestate"} {
 		mark(name, lengthBit(len(name)))
 	}
 }
@@ -231,6 +231,8 @@ type Edits struct {
 	dropForward   bool
 	dropAudit     bool // an empty Audit-Id, where ours takes its place
 
+	dropTraceparent, dropTracestate bool // a span of ours takes the place of the client's
+
 	Add []Field // to be added once all that Drop names is gone
 }
 
@@ -247,6 +249,9 @@ func (e *Edits) Drop(name string) bool {
 		return true
 	}
 	if e.dropAudit && strings.EqualFold(name, "audit-id") {
+		return true
+	}
+	if e.dropTraceparent && strings.EqualFold(name, "traceparent") || e.dropTracestate && strings.EqualFold(name, "tracestate") {
 		return true
 	}
 	return forwarding[strings.ToLower(name)] && (e.dropForward || strings.EqualFold(name, "x-forwarded-for"))

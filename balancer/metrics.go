@@ -11,6 +11,7 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Metrics are the instruments of the data path. Their names and units follow
@@ -96,6 +97,7 @@ type Observation struct {
 	Backend    string // empty: none was reached
 	Code       int    // 0: the client went away before an answer
 	Took       time.Duration
+	Span       trace.SpanContext // valid where the request is sampled for a trace
 }
 
 // verbs are those that stand in metrics as they are.
@@ -109,7 +111,11 @@ func (m *Metrics) Request(o Observation) {
 	}
 	s := m.series(requestKey{verb: o.Verb, code: codeLabel(o.Code), backend: o.Backend, class: o.Class, credential: o.Credential})
 	s.count.Add(1)
-	m.duration.Record(context.Background(), o.Took.Seconds(), s.duration...)
+	ctx := context.Background()
+	if o.Span.IsValid() {
+		ctx = trace.ContextWithSpanContext(ctx, o.Span) // for an exemplar
+	}
+	m.duration.Record(ctx, o.Took.Seconds(), s.duration...)
 }
 
 // series returns the series with the key, a new one where there is none yet.

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"apiserver-lb/tlsconf"
 )
 
@@ -14,7 +16,8 @@ import (
 // say what happens: see Record.
 type Records struct {
 	// Static after construction.
-	Log *AccessLog // nil: there is none
+	Log    *AccessLog // nil: there is none
+	Traces *Traces    // nil: there are none
 }
 
 // AccessLog says which requests are logged, and takes them.
@@ -85,6 +88,7 @@ type Record struct {
 	sampled bool // for the access log; what Codes and SlowerThan say is known later
 	started bool // the line of the start has been written
 	in      atomic.Int64
+	span    trace.Span // nil: the request is not sampled for a trace
 }
 
 // Begin makes the record of a request that came at the time given and has been decided
@@ -94,7 +98,7 @@ func (r *Records) Begin(d *Decision, h *Head, cl *Client, now time.Time) *Record
 		return nil
 	}
 	watched, sampled := r.Log.wants(d, h)
-	if !watched {
+	if !watched && r.Traces == nil {
 		return nil
 	}
 	x := &Record{records: r, class: d.Class, watched: watched, sampled: sampled}
@@ -119,10 +123,12 @@ func (r *Records) Begin(d *Decision, h *Head, cl *Client, now time.Time) *Record
 	}
 	if d.Resource == "" {
 		x.line.Path = knownPath(h.Path)
-		return x
 	}
 	x.line.APIGroup, x.line.APIVersion = plainName(d.APIGroup), plainName(d.APIVersion)
 	x.line.Namespace, x.line.Resource, x.line.Subresource = plainName(d.Namespace), plainName(d.Resource), plainName(d.Subresource)
+	if x.span = r.Traces.begin(d, h, &x.line, cl); x.span == nil && !watched {
+		return nil
+	}
 	return x
 }
 
@@ -157,10 +163,14 @@ func (x *Record) Sent(n int) {
 	}
 }
 
-// Retried notes that the request is sent to another backend.
-func (x *Record) Retried() {
-	if x != nil {
-		x.line.Retries++
+// Retried notes that the request is sent to another backend after what happened at one.
+func (x *Record) Retried(backend string, e Event) {
+	if x == nil {
+		return
+	}
+	x.line.Retries++
+	if x.span != nil {
+		retry(x.span, backend, e)
 	}
 }
 
@@ -189,6 +199,14 @@ func (x *Record) Started(code int, backend string) {
 	log.Write(&l)
 }
 
+// Span returns the request's span for the exemplars of metrics; not valid: there is none.
+func (x *Record) Span() (sc trace.SpanContext) {
+	if x != nil && x.span != nil {
+		sc = x.span.SpanContext()
+	}
+	return sc
+}
+
 // End notes that the request is over. Nothing may be noted after it.
 func (x *Record) End(o *Observation) {
 	if x == nil {
@@ -196,6 +214,9 @@ func (x *Record) End(o *Observation) {
 	}
 	l := &x.line
 	l.Code, l.Backend, l.Took, l.In = o.Code, o.Backend, o.Took, x.in.Load()
+	if x.span != nil {
+		endSpan(x.span, l)
+	}
 	if log := x.records.Log; x.watched && (x.sampled || x.started || log.always(x.class, o.Code, o.Took)) {
 		log.Write(l)
 	}

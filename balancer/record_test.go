@@ -69,7 +69,7 @@ func TestRecordLine(t *testing.T) {
 			x.Received(3)
 			x.Received(4)
 			x.Sent(9)
-			x.Retried()
+			x.Retried("b", Lost)
 			if refusal != nil {
 				x.Refused(refusal.Reason)
 				x.Refused(ReasonClientGone)
@@ -176,7 +176,7 @@ func TestRecordOff(t *testing.T) {
 			x := r.Begin(d, h, cl, t0)
 			x.Received(1)
 			x.Sent(1)
-			x.Retried()
+			x.Retried("b", Lost)
 			x.Refused("x")
 			x.Started(200, "a")
 			x.End(&Observation{})

@@ -45,6 +45,7 @@ type Config struct {
 	Log      Log      `mapstructure:"log"`
 
 	AccessLog AccessLog `mapstructure:"accessLog"`
+	OTLP      OTLP      `mapstructure:"otlp"`
 }
 
 // ProxyProtocol is how layer-4 proxies in front say where a connection comes from:

@@ -85,6 +85,7 @@ func Default() Config {
 		// Who switches it on wants all of it; a balancer in front may ask for health many
 		// times a second.
 		AccessLog: AccessLog{Ratio: 1},
+		OTLP:      OTLP{TraceRatio: 0.01},
 	}
 }
 

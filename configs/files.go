@@ -46,6 +46,8 @@ func filePaths(c *Config) []filePath {
 		{"health.tokenFile", &c.Health.TokenFile},
 		{"health.certFile", &c.Health.CertFile},
 		{"health.keyFile", &c.Health.KeyFile},
+		{"otlp.caFile", &c.OTLP.CAFile},
+		{"otlp.headersFile", &c.OTLP.HeadersFile},
 	}
 	for i := range c.TLS.Certificates {
 		key := fmt.Sprintf("tls.certificates[%d]", i)

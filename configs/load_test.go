@@ -88,6 +88,7 @@ sourceLimits: {connections: 1, unfinished: 2, resetBurst: 3, resetRate: 4, contr
 shutdown: {delay: 5s, gracePeriod: 0s}
 log: {level: debug, format: json}
 accessLog: {output: /var/log/lb/access.log, verbs: [create, delete], healthChecks: true, ratio: 0.25, always: {codes: [4xx, 5xx], slowerThan: 2s}}
+otlp: {endpoint: 'https://c:4318', traceRatio: 0.5, traceParents: [10.9.0.0/24], metricsInterval: 15s}
 `
 
 func TestLoadEverything(t *testing.T) {
@@ -141,6 +142,7 @@ func TestLoadEverything(t *testing.T) {
 		Log:      Log{Level: "debug", Format: LogJSON},
 		AccessLog: AccessLog{Output: "/var/log/lb/access.log", Verbs: []string{"create", "delete"}, HealthChecks: true, Ratio: 0.25,
 			Always: AccessLogAlways{Codes: []string{"4xx", "5xx"}, SlowerThan: 2 * time.Second}},
+		OTLP: OTLP{Endpoint: "https://c:4318", TraceRatio: 0.5, TraceParents: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}, MetricsInterval: 15 * time.Second},
 	}
 	if diff := cmp.Diff(want, got, sameConfig); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
@@ -274,6 +276,13 @@ accessLog:
   always:
     codes: []
     slowerThan: 0s
+otlp:
+  endpoint: ""
+  caFile: ""
+  headersFile: ""
+  traceRatio: 0.01
+  traceParents: []
+  metricsInterval: 0s
 `
 	if diff := cmp.Diff(want, string(data)); diff != "" {
 		t.Errorf("effective configuration (-want +got):\n%s", diff)

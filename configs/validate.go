@@ -25,6 +25,7 @@ func validate(c *Config) Errors {
 		checkRequestLimits(&c.RequestLimits),
 		checkRest(c),
 		checkAccessLog(&c.AccessLog),
+		checkOTLP(&c.OTLP),
 		checkPaths(c),
 	)
 }

@@ -56,6 +56,14 @@ lb.yaml:8: accessLog.always.slowerThan: "-1s": the duration must not be negative
 lb.yaml:8: accessLog.verbs[0]: "GET": there is no such verb; write some of get, list, watch, create, update, patch, delete, deletecollection, proxy, post, put, head, options
 `},
 
+		{"OTLP, no URL", "otlp: {endpoint: 'collector:4318'}\n", `lb.yaml:8: otlp.endpoint: "collector:4318": this is no URL of a collector; write one such as https://collector.example.com:4318`},
+		{"OTLP, a credential", "otlp: {endpoint: 'https://u:p@c'}\n", `lb.yaml:8: otlp.endpoint: there is a credential in this URL; put an Authorization header into otlp.headersFile, and leave out what is before the @`},
+		{"OTLP, keys without an endpoint", "otlp: {metricsInterval: 15s}\n", `lb.yaml:8: otlp.endpoint: this key is required; write the URL of a collector, such as https://collector.example.com:4318, or remove the other keys of otlp`},
+		{"OTLP, ranges", "otlp: {endpoint: 'http://c:4318/otlp/', traceRatio: -1, metricsInterval: 1ms}\n", `
+lb.yaml:8: otlp.metricsInterval: "1ms": the duration is out of range; write one from 1s to 1h
+lb.yaml:8: otlp.traceRatio: "-1": the ratio is a share from 0 to 1; write 0.01 for one request in a hundred
+`},
+
 		{"headers, empty lists", "frontProxy: {userHeaders: [], groupHeaders: [], uidHeaders: [], extraHeaderPrefixes: []}\n", `
 lb.yaml:8: frontProxy.extraHeaderPrefixes: the list is empty; name at least one, or remove the key for the default
 lb.yaml:8: frontProxy.groupHeaders: the list is empty; name at least one, or remove the key for the default

@@ -302,7 +302,7 @@ func (x *exchange) RoundTrip(out *http.Request) (*http.Response, error) {
 			sd.res.Body.Close()
 		}
 		x.f.Metrics.Retried(slot.Backend.Name, event)
-		x.record.Retried()
+		x.record.Retried(slot.Backend.Name, event)
 		if event.Sent() {
 			losses++
 		}
@@ -444,6 +444,7 @@ func (x *exchange) observe() {
 		Backend:    name,
 		Code:       x.code,
 		Took:       time.Since(x.started),
+		Span:       x.record.Span(),
 	}
 	x.f.Metrics.Request(o)
 	x.record.End(&o)

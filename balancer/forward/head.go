@@ -24,6 +24,7 @@ func headOf(r *http.Request) balancer.Head {
 		ForwardedFor:  r.Header["X-Forwarded-For"],
 		AuditID:       r.Header.Get("Audit-Id"),
 		UserAgent:     r.Header.Get("User-Agent"),
+		Traceparent:   r.Header["Traceparent"],
 		Upgrade:       upgradeOf(r),
 
 		ImpersonateUser:  r.Header["Impersonate-User"],

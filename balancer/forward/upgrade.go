@@ -135,7 +135,7 @@ func (x *exchange) dialUpgrade(ctx context.Context) (*tls.Conn, *backend.Slot, *
 			return nil, nil, refusal
 		}
 		x.f.Metrics.Retried(slot.Backend.Name, a.Event)
-		x.record.Retried()
+		x.record.Retried(slot.Backend.Name, a.Event)
 	}
 }
 

@@ -180,6 +180,16 @@ func (h *requestHead) decisive() balancer.Head {
 	return d
 }
 
+// values returns all values of a field, whose name is given in lower case.
+func (h *requestHead) values(name string) (values []string) {
+	for i := range h.fields {
+		if h.fields[i].Name == name {
+			values = append(values, h.fields[i].Value)
+		}
+	}
+	return values
+}
+
 // outgoing appends to out the header list for a backend: what the client sent as the edits
 // leave it. The authority stays as it came, empty where the client named none.
 func (h *requestHead) outgoing(e *balancer.Edits, out []hpack.Field) []hpack.Field {

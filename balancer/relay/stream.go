@@ -146,7 +146,12 @@ func (s *stream) begin(h *requestHead) {
 		decision.Attributes = balancer.Attribute(d.Method, d.Path, d.RawQuery)
 	}
 	s.verb, s.class, s.credential, s.watch = decision.Verb, decision.Class, decision.Credential, decision.Watch()
-	s.record = core.Records.Begin(decision, &d, s.cc.client, sh.now)
+	if core.Records != nil {
+		if core.Records.Traces != nil {
+			d.Traceparent = h.values("traceparent")
+		}
+		s.record = core.Records.Begin(decision, &d, s.cc.client, sh.now)
+	}
 	sh.r.Metrics.InFlight(s.class, 1)
 	if refusal != nil {
 		s.refuse(refusal)
@@ -229,7 +234,7 @@ func (s *stream) failed(e balancer.Event, err error) {
 		return
 	}
 	sh.r.Metrics.Retried(b.Name, e)
-	s.record.Retried()
+	s.record.Retried(b.Name, e)
 	if e.Sent() {
 		s.ask.losses++
 	}
@@ -389,6 +394,7 @@ func (s *stream) finish() {
 		Backend:    name,
 		Code:       s.code,
 		Took:       sh.now.Sub(sh.r.epoch) - s.started,
+		Span:       s.record.Span(),
 	}
 	sh.r.Metrics.Request(o)
 	s.record.End(&o)

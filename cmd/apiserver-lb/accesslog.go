@@ -169,9 +169,12 @@ func (l *accessLog) close() error {
 }
 
 // newRecords makes what records requests; nil: nothing does.
-func newRecords(c *configs.AccessLog, l *accessLog) *balancer.Records {
-	if l == nil {
+func newRecords(c *configs.AccessLog, l *accessLog, traces *balancer.Traces) *balancer.Records {
+	switch {
+	case l == nil && traces == nil:
 		return nil
+	case l == nil:
+		return &balancer.Records{Traces: traces}
 	}
 	log := &balancer.AccessLog{HealthChecks: c.HealthChecks, Ratio: c.Ratio, SlowerThan: c.Always.SlowerThan, Write: l.take}
 	if len(c.Verbs) > 0 {
@@ -183,5 +186,5 @@ func newRecords(c *configs.AccessLog, l *accessLog) *balancer.Records {
 	for _, class := range c.Always.Codes {
 		log.Codes[configs.Hundreds(class)] = true
 	}
-	return &balancer.Records{Log: log}
+	return &balancer.Records{Log: log, Traces: traces}
 }

@@ -157,6 +157,17 @@ var outputs = []struct {
 		}
 		return string(text)
 	}},
+	{"spans and metrics", func(p *spied) string {
+		c := p.collector
+		c.bell.await(p.T, "spans", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return len(c.spans) > 100 && c.metrics["apiserver_lb.requests"]
+		})
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.raw.String()
+	}},
 	{"standard output", func(p *spied) string { return p.stdout.String() }},
 	// It ends the process, with requests in flight: the stacks of all goroutines. After it
 	// standard error is complete, with the log at level debug.
@@ -172,6 +183,7 @@ type spied struct {
 	*spawned
 	answers   lockedBuffer // all that clients were answered
 	operators lockedBuffer // all that the admin listener answered
+	collector *otlpReceiver
 }
 
 // page is a page of the admin listener.
@@ -272,10 +284,14 @@ func TestSecretsStaySecret(t *testing.T) {
 			s.set("http.readHeaderTimeout", "2s")
 			s.set("accessLog.output", filepath.Join(s.dir, "access.log"))
 			s.set("accessLog.healthChecks", true)
+			collector := newOTLPReceiver(t, s.pki)
+			s.exports(collector)
+			header, inHeader := newCanary("otlp.headersFile")
+			s.set("otlp.headersFile", replace(t, s.dir, "collector-headers", []byte("Authorization: Bearer "+header+"\n")))
 			token, inFile := newCanary("health.tokenFile")
 			s.set("health.tokenFile", replace(t, s.dir, "token", []byte(token+"\n")))
-			p := &spied{spawned: s.spawn(t.TempDir(), "GOTRACEBACK=all")}
-			secrets := append(p.heldKeys(), inFile)
+			p := &spied{spawned: s.spawn(t.TempDir(), "GOTRACEBACK=all"), collector: collector}
+			secrets := append(p.heldKeys(), inFile, inHeader)
 
 			expired := issue(t, s.pki.clientCA, "bob", until(time.Now().Add(-time.Minute)))
 			for i, place := range places {

@@ -174,7 +174,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if p.store, err = openStore(c, log); err != nil {
 		return nil, err
 	}
-	if p.telemetry, err = newTelemetry(); err != nil {
+	if p.telemetry, err = newTelemetry(&c.OTLP, log); err != nil {
 		return nil, err
 	}
 	metrics, err := balancer.NewMetrics(p.telemetry.meter)
@@ -219,7 +219,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	name := "apiserver-lb on " + host
 	core := newCore(c, p.backends, p.store, &p.memory, p.memoryLimit)
 	refusals := balancer.NewRefusalLog(log)
-	core.Records = newRecords(&c.AccessLog, p.accessLog)
+	core.Records = newRecords(&c.AccessLog, p.accessLog, newTraces(&c.OTLP, p.telemetry))
 	p.rebalance = core.Rebalance
 	p.relay = relay.New(relay.Options{
 		Core:              core,

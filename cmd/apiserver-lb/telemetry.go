@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"runtime"
 	"time"
@@ -13,9 +14,11 @@ import (
 	otelprometheus "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/configs"
 	"apiserver-lb/health"
 	"apiserver-lb/tlsconf"
 )
@@ -27,13 +30,33 @@ const maxSeries = 20000
 // Prometheus.
 type telemetry struct {
 	provider *sdkmetric.MeterProvider
+	traces   *sdktrace.TracerProvider // nil: there are none
 	meter    metric.Meter
 	registry *prometheus.Registry
 	handler  http.Handler
 }
 
 // newTelemetry builds the metrics pipeline of this process; nothing is global.
-func newTelemetry() (*telemetry, error) {
+func newTelemetry(c *configs.OTLP, log *slog.Logger) (*telemetry, error) {
+	var traces *sdktrace.TracerProvider
+	options := []sdkmetric.Option{sdkmetric.WithCardinalityLimit(maxSeries), sdkmetric.WithResource(newResource())}
+	if c.Endpoint != "" {
+		k, err := newCollector(c)
+		if err != nil {
+			return nil, err
+		}
+		if traces, err = k.newTracerProvider(c); err != nil {
+			return nil, err
+		}
+		if c.MetricsInterval > 0 {
+			reader, err := k.newMetricReader(c)
+			if err != nil {
+				return nil, err
+			}
+			options = append(options, sdkmetric.WithReader(reader))
+		}
+		tellExportErrors(log)
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -51,16 +74,26 @@ func newTelemetry() (*telemetry, error) {
 	// series are bounded by verbs, codes, backends and credentials. The SDK's own
 	// limit of 2,000 could be met by traffic that is merely varied, and would then
 	// hide what is new.
-	provider := sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter), sdkmetric.WithCardinalityLimit(maxSeries))
+	provider := sdkmetric.NewMeterProvider(append(options, sdkmetric.WithReader(exporter))...)
 	return &telemetry{
 		provider: provider,
+		traces:   traces,
 		meter:    provider.Meter("apiserver-lb"),
 		registry: registry,
 		handler:  promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}),
 	}, nil
 }
 
-func (t *telemetry) shutdown(ctx context.Context) error { return t.provider.Shutdown(ctx) }
+// shutdown exports what is left, within ctx. A collector that is not there does not make
+// the end of the process a failure.
+func (t *telemetry) shutdown(ctx context.Context) error {
+	if t.traces != nil {
+		_ = t.traces.Shutdown(ctx)
+		_ = t.provider.Shutdown(ctx)
+		return nil
+	}
+	return t.provider.Shutdown(ctx)
+}
 
 // probeBounds are the bucket bounds of probe durations, in seconds.
 var probeBounds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}
