@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"crypto/x509"
+	"time"
 
 	"apiserver-lb/tlsconf"
 )
@@ -56,4 +57,21 @@ func AssertedFirst[C any](conns []C, client func(C) *Client) []C {
 func (l *Lapse) Spares(c Credential) bool {
 	_, refusal := authenticate(l.verdict, c == Token || c == Unproven, FrontProxyValid)
 	return refusal == nil
+}
+
+// CertificateUse is a client certificate as whose user requests have come.
+type CertificateUse struct {
+	User     string    `json:"user"`   // as kube-apiserver is told, cut short
+	Serial   string    `json:"serial"` // in hexadecimal
+	NotAfter time.Time `json:"notAfter"`
+}
+
+// CertificateUse returns the certificate of the connection; false: no request has gone on
+// as its user.
+func (c *Client) CertificateUse(chain []*x509.Certificate) (CertificateUse, bool) {
+	memo := c.identity.Load()
+	if memo == nil || len(chain) == 0 {
+		return CertificateUse{}, false
+	}
+	return CertificateUse{Shorten(memo.identity.User), chain[0].SerialNumber.Text(16), chain[0].NotAfter}, true
 }

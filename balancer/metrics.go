@@ -28,6 +28,9 @@ type Metrics struct {
 	// What every request counts is counted here, and read when somebody asks: an
 	// instrument that looks its attributes up anew costs a tenth of a small request.
 	requests atomic.Pointer[map[requestKey]*requestSeries] // replaced as a whole, under mu
+	figures  atomic.Pointer[map[string]*figures]           // likewise, by backend
+	refused  sync.Map                                      // of *atomic.Int64, by reason
+	open     atomic.Int64                                  // client connections
 	mu       sync.Mutex
 	inFlight [classCount]struct {
 		n    atomic.Int64
@@ -46,20 +49,22 @@ type requestSeries struct {
 	count      atomic.Int64
 	attributes []metric.ObserveOption // of the count
 	duration   []metric.RecordOption  // of its series of durations, which has fewer
+	figures    *figures               // of its backend
 }
 
 // durationBounds are in seconds; long-running requests last beyond them.
-var durationBounds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
+var durationBounds = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
 
 // NewMetrics makes the instruments on the meter given.
 func NewMetrics(m metric.Meter) (*Metrics, error) {
 	var x Metrics
 	var errs [8]error
 	x.requests.Store(&map[requestKey]*requestSeries{})
+	x.figures.Store(&map[string]*figures{})
 	requests, err := m.Int64ObservableCounter("apiserver_lb.requests",
 		metric.WithDescription("Requests that have ended, by verb, class, status code, backend and credential."))
 	errs[0] = err
-	x.duration, errs[1] = m.Float64Histogram("apiserver_lb.request.duration", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBounds...),
+	x.duration, errs[1] = m.Float64Histogram("apiserver_lb.request.duration", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(durationBounds[:]...),
 		metric.WithDescription("Time from the request head to the end of the answer."))
 	inFlight, err := m.Int64ObservableUpDownCounter("apiserver_lb.requests.in_flight",
 		metric.WithDescription("Requests in flight, by class."))
@@ -111,6 +116,7 @@ func (m *Metrics) Request(o Observation) {
 	}
 	s := m.series(requestKey{verb: o.Verb, code: codeLabel(o.Code), backend: o.Backend, class: o.Class, credential: o.Credential})
 	s.count.Add(1)
+	s.figures.ended(&o)
 	ctx := context.Background()
 	if o.Span.IsValid() {
 		ctx = trace.ContextWithSpanContext(ctx, o.Span) // for an exemplar
@@ -123,6 +129,7 @@ func (m *Metrics) series(k requestKey) *requestSeries {
 	if s := (*m.requests.Load())[k]; s != nil {
 		return s
 	}
+	f := m.figuresOf(k.backend)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all := maps.Clone(*m.requests.Load())
@@ -130,6 +137,7 @@ func (m *Metrics) series(k requestKey) *requestSeries {
 	if s == nil {
 		verb, class, backend := attribute.String("verb", k.verb), attribute.String("class", k.class.String()), attribute.String("backend", k.backend)
 		s = &requestSeries{
+			figures: f,
 			attributes: []metric.ObserveOption{metric.WithAttributeSet(attribute.NewSet(verb, class, backend,
 				attribute.String("code", k.code), attribute.String("credential", k.credential.String())))},
 			duration: []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(verb, class, backend))},
@@ -172,17 +180,26 @@ func (m *Metrics) InFlight(c Class, delta int64) {
 
 // Retried counts a request that is sent to another backend after the event.
 func (m *Metrics) Retried(backend string, e Event) {
+	m.figuresOf(backend).retried[e].Add(1)
 	m.retries.Add(context.Background(), 1, metric.WithAttributeSet(attribute.NewSet(attribute.String("backend", backend), attribute.String("reason", e.String()))))
 }
 
 // Refused counts a request that the balancer answered or ended itself, or a connection
 // that it closed.
 func (m *Metrics) Refused(reason string) {
+	n, ok := m.refused.Load(reason)
+	if !ok {
+		n, _ = m.refused.LoadOrStore(reason, new(atomic.Int64))
+	}
+	n.(*atomic.Int64).Add(1)
 	m.refusals.Add(context.Background(), 1, metric.WithAttributeSet(attribute.NewSet(attribute.String("reason", reason))))
 }
 
 // ClientConnections counts client connections opened (1) and closed (-1).
-func (m *Metrics) ClientConnections(delta int64) { m.clients.Add(context.Background(), delta) }
+func (m *Metrics) ClientConnections(delta int64) {
+	m.open.Add(delta)
+	m.clients.Add(context.Background(), delta)
+}
 
 // BackendConnections counts connections to a backend opened (1) and closed (-1).
 func (m *Metrics) BackendConnections(backend string, c Credential, delta int64) {

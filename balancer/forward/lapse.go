@@ -166,3 +166,13 @@ func (l *lapses) end(e *certified, lapse *balancer.Lapse, now time.Time) (watche
 	}
 	return watches, others, over
 }
+
+// CertificateUses tells of each connection as whose client certificate's user requests have
+// come.
+func (s *Server) CertificateUses(add func(balancer.CertificateUse)) {
+	for _, e := range s.f.lapses.all() {
+		if u, ok := e.client.CertificateUse(e.chain); ok {
+			add(u)
+		}
+	}
+}

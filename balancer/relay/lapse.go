@@ -81,3 +81,17 @@ func (cc *clientConn) lapse(l *balancer.Lapse) (watches, others int) {
 	cc.leave()
 	return watches, others
 }
+
+// CertificateUses tells of each connection as whose client certificate's user requests have
+// come.
+func (r *Relay) CertificateUses(add func(balancer.CertificateUse)) {
+	var all []*clientConn
+	for _, sh := range r.shards {
+		all = sh.appendCertified(all)
+	}
+	for _, cc := range all {
+		if u, ok := cc.client.CertificateUse(cc.chain); ok {
+			add(u)
+		}
+	}
+}

@@ -69,7 +69,7 @@ func (r *readiness) report() (ready bool, lines []string) {
 }
 
 // adminHandler is what the admin listener serves. It changes nothing.
-func adminHandler(r *readiness, metrics http.Handler, state http.HandlerFunc) http.Handler {
+func adminHandler(r *readiness, metrics http.Handler, state http.HandlerFunc, pages *pages) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
@@ -90,10 +90,12 @@ func adminHandler(r *readiness, metrics http.Handler, state http.HandlerFunc) ht
 	})
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /status.json", state)
+	mux.HandleFunc("GET /{$}", servePage)
+	mux.Handle("GET /status/events", pages)
 	return mux
 }
 
-// newAdminServer serves operators; it has nothing long-running.
+// newAdminServer serves operators. What is long-running sets deadlines of its own.
 func newAdminServer(h http.Handler) *http.Server {
 	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }

@@ -306,6 +306,7 @@ func (p *process) leave(l *listeners, signals *signals, next *successor) (left b
 	// would be told there, and to connect anew.
 	p.ready.handedOver.Store(true)
 	p.admin.SetKeepAlivesEnabled(false)
+	p.pages.end()
 	l.admin.Close()
 	if l.control != nil {
 		l.control.Close()

@@ -163,7 +163,7 @@ func TestDeadBackends(t *testing.T) {
 func TestAdmin(t *testing.T) {
 	t.Parallel()
 	r := newSite(t, 1, 0).startReady()
-	for path, code := range map[string]int{"/": 404, "/debug/pprof/": 404, objectPath: 404, "/healthz": 404, "/metrics": 200, "/livez": 200} {
+	for path, code := range map[string]int{"/": 200, "/status": 404, "/page.js": 404, "/debug/pprof/": 404, objectPath: 404, "/healthz": 404, "/metrics": 200, "/livez": 200} {
 		if a := r.ask(path); a.code != code {
 			t.Errorf("%s = %d, want %d", path, a.code, code)
 		}

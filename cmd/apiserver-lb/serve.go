@@ -87,7 +87,9 @@ type process struct {
 	begun     time.Time     // when the process did
 	spread    time.Duration // over which the watches of a backend that is drained end
 	telemetry *telemetry
-	recent    recent
+	metrics   *balancer.Metrics
+	history   *history
+	pages     *pages
 	probes    *probeMetrics
 	backends  *backend.Backends
 	pools     *forward.Pools // HTTP/1.1 and upgrades
@@ -169,7 +171,7 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 
 // build makes all parts and starts none.
 func build(c *configs.Config, log *slog.Logger) (*process, error) {
-	p := &process{config: c, log: log, begun: time.Now(), spread: forward.Spread(c.Shutdown.GracePeriod), watches: map[*backend.Backend]*watch{}, clientsChanged: make(chan struct{}, 1)}
+	p := &process{config: c, log: log, begun: time.Now(), spread: forward.Spread(c.Shutdown.GracePeriod), watches: map[*backend.Backend]*watch{}, clientsChanged: make(chan struct{}, 1), history: newHistory()}
 	var err error
 	if p.store, err = openStore(c, log); err != nil {
 		return nil, err
@@ -178,6 +180,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		return nil, err
 	}
 	metrics, err := balancer.NewMetrics(p.telemetry.meter)
+	p.metrics = metrics
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +199,8 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	if err := registerGauges(p.telemetry.meter, p.backends, p.store, &p.memory); err != nil {
 		return nil, err
 	}
-	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler, p.serveState))
+	p.pages = newPages(p.state, p.history.state)
+	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler, p.serveState, p.pages))
 	p.operate = newAdminServer(p.operateHandler())
 
 	opened := func(b *backend.Backend, cr balancer.Credential, delta int64) {
@@ -277,6 +281,7 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 // stateChanged acts on a change of a backend's health.
 func (p *process) stateChanged(b *backend.Backend, ch health.Change) {
 	b.SetState(ch.To, ch.At)
+	p.history.changed(b.Name, ch)
 	level := slog.LevelInfo
 	if ch.To != health.Ready {
 		level = slog.LevelWarn
@@ -389,8 +394,8 @@ func (p *process) run(ctx context.Context, l *listeners, signals *signals) error
 	g.Go(func() error { return p.keepMemory(ctx, p.memoryLimit) })
 	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
 	g.Go(func() error { return p.evacuate(ctx) })
-	g.Go(func() error { return p.recent.run(ctx, p.telemetry.registry) })
 	g.Go(func() error { return p.keepWatchdog(ctx) })
+	g.Go(func() error { return p.keepHistory(ctx) })
 	for _, w := range p.allWatches() {
 		p.startWatch(ctx, g.Go, w)
 	}
@@ -642,6 +647,10 @@ func (p *process) drain(ctx context.Context, signals *signals, delay time.Durati
 	default:
 		p.log.Warn("connections cut at the end of the grace period", "connections", cut)
 	}
+	p.pages.end()
+	ended, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = p.admin.Shutdown(ended) // what is left is closed
 	p.admin.Close()
 	p.operate.Close()
 }

@@ -2,18 +2,12 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
-	"maps"
-	"math"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
-
+	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
 	"apiserver-lb/health"
 )
@@ -30,13 +24,50 @@ type state struct {
 
 	Backends []backendState `json:"backends"`
 
-	ClientConnections int            `json:"clientConnections"`
-	InFlight          map[string]int `json:"inFlight"` // by class: short, long, upgrade
+	// Summary says in words what is out of order, and what the balancer does about it; the
+	// worst comes first. Its words may change.
+	Summary []remark `json:"summary"`
+
+	ClientConnections int64            `json:"clientConnections"`
+	InFlight          map[string]int64 `json:"inFlight"` // by class: short, long, upgrade
 	// Since the process began.
-	Retries  map[string]int `json:"retries"`  // by reason
-	Refusals map[string]int `json:"refusals"` // by reason
+	Retries  map[string]int64 `json:"retries"`  // by reason
+	Refusals map[string]int64 `json:"refusals"` // by reason
+
+	LastMinute lastMinute `json:"lastMinute"`
 
 	Certificates []certificateState `json:"certificates"` // the first to expire comes first
+
+	// Changes are the last ones of a backend's state, the latest first.
+	Changes []stateChange `json:"changes"`
+	// ClientCertificates are those as whose users requests have come on connections that
+	// are open, the first to expire first, up to a bound; and how many are beyond it.
+	ClientCertificates     []clientCertificate `json:"clientCertificates"`
+	MoreClientCertificates int                 `json:"moreClientCertificates,omitempty"`
+}
+
+// lastMinute is what was done within the last minute, or since the process began.
+type lastMinute struct {
+	Seconds  float64          `json:"seconds"`  // how long it was
+	Retries  map[string]int64 `json:"retries"`  // by reason
+	Refusals map[string]int64 `json:"refusals"` // by reason
+}
+
+// stateChange is one of a backend's state by its health checks.
+type stateChange struct {
+	At      time.Time `json:"at"`
+	Backend string    `json:"backend"`
+	From    string    `json:"from"`
+	To      string    `json:"to"`
+	Verdict string    `json:"verdict"`
+	Failed  []string  `json:"failed,omitempty"` // the checks that /readyz named
+	Error   string    `json:"error,omitempty"`
+}
+
+// clientCertificate is one that clients use.
+type clientCertificate struct {
+	balancer.CertificateUse
+	Connections int `json:"connections"`
 }
 
 // backendState is one kube-apiserver.
@@ -55,11 +86,16 @@ type backendState struct {
 	Long  int64 `json:"long"`
 	Homed int64 `json:"homed"`
 
-	// Of short requests that ended within the last 15 to 30 s.
+	// Of short requests that ended within the last minute.
 	RequestsPerSecond float64 `json:"requestsPerSecond"`
-	// 99 of 100 took no longer, by the buckets of the histogram; absent without requests.
-	// The bound of its last bucket, 60 s, stands for all that is longer.
+	// Half of them, and 99 of 100, took no longer, by the buckets of the histogram; absent
+	// without requests. The bound of its last bucket, 60 s, stands for all that is longer.
+	P50Seconds float64 `json:"p50Seconds,omitempty"`
 	P99Seconds float64 `json:"p99Seconds,omitempty"`
+	// Requests of any class that ended with a status of 5xx within the last minute.
+	FailedLastMinute int64 `json:"failedLastMinute"`
+	// Requests that were sent elsewhere since the process began, by reason.
+	Retries map[string]int64 `json:"retries"`
 
 	LastFailure *failure `json:"lastFailure,omitempty"` // of its checks
 }
@@ -81,32 +117,37 @@ type certificateState struct {
 }
 
 // state gathers what there is to be told.
-func (p *process) state(now time.Time) (*state, error) {
-	current, err := gather(p.telemetry.registry)
-	if err != nil {
-		return nil, err
-	}
-	before := p.recent.before(now)
+func (p *process) state(now time.Time) *state {
+	totals := p.metrics.Totals()
+	minute := p.history.lastMinute(totals, now)
 	ready, _ := p.ready.report()
 	set := p.backends.Set()
 	s := &state{
 		At: now, Version: version, Host: p.host, Since: p.begun,
 		Ready: ready, Panicking: set.Panicking(), Stopping: p.ready.stopping.Load(),
-		InFlight: current.sum("apiserver_lb_requests_in_flight", "class"),
-		Retries:  current.sum("apiserver_lb_retries_total", "reason"),
-		Refusals: current.sum("apiserver_lb_refusals_total", "reason"),
+		ClientConnections: totals.Clients,
+		InFlight:          totals.InFlight,
+		Retries:           map[string]int64{},
+		Refusals:          totals.Refusals,
+		LastMinute:        lastMinute{Seconds: minute.seconds, Retries: map[string]int64{}, Refusals: minute.Refusals},
 	}
-	s.ClientConnections = current.sum("apiserver_lb_client_connections", "")[""]
 	for _, b := range set.All() {
 		t := p.backendState(b)
-		if before != nil {
-			did := current.durations(b.Name).less(before.durations(b.Name))
-			if passed := current.at.Sub(before.at).Seconds(); passed > 0 {
-				t.RequestsPerSecond = float64(did.count) / passed
-			}
-			t.P99Seconds = did.quantile(0.99)
+		did := minute.Backends[b.Name]
+		if minute.seconds > 0 {
+			t.RequestsPerSecond = float64(sum(did.Durations)) / minute.seconds
 		}
+		t.P50Seconds = balancer.Quantile(did.Durations, 0.5).Seconds()
+		t.P99Seconds = balancer.Quantile(did.Durations, 0.99).Seconds()
+		t.FailedLastMinute = did.Failed
+		t.Retries = totals.Backends[b.Name].Retried
 		s.Backends = append(s.Backends, t)
+	}
+	for _, f := range totals.Backends { // also of those that are gone
+		add(s.Retries, f.Retried)
+	}
+	for _, f := range minute.Backends {
+		add(s.LastMinute.Retries, f.Retried)
 	}
 	for _, e := range p.store.Expiries() {
 		s.Certificates = append(s.Certificates, certificateState{e.Use, e.File, e.Subject, e.NotAfter})
@@ -114,7 +155,16 @@ func (p *process) state(now time.Time) (*state, error) {
 	slices.SortStableFunc(s.Certificates, func(a, b certificateState) int {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.Use, b.Use), cmp.Compare(a.File, b.File))
 	})
-	return s, nil
+	s.Changes, s.ClientCertificates, s.MoreClientCertificates = p.history.told()
+	s.Summary = summarize(s)
+	return s
+}
+
+// add adds counts to others.
+func add(to, counts map[string]int64) {
+	for name, n := range counts {
+		to[name] += n
+	}
 }
 
 // backendState tells of a backend what it is, without what it did.
@@ -135,12 +185,7 @@ func (p *process) backendState(b *backend.Backend) backendState {
 
 // serveState answers GET /status.json.
 func (p *process) serveState(w http.ResponseWriter, _ *http.Request) {
-	s, err := p.state(time.Now())
-	if err != nil {
-		p.log.Error("/status.json", "err", err)
-		http.Error(w, "what there is to tell could not be gathered; the log says why", http.StatusInternalServerError)
-		return
-	}
+	s := p.state(time.Now())
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	_ = json.NewEncoder(w).Encode(s) // to whom is gone by then it is no matter
@@ -156,142 +201,4 @@ func (w *watch) noteFailure(r health.Result, now time.Time) {
 		f.Error = r.Err.Error()
 	}
 	w.failed.Store(f)
-}
-
-// recentEvery is how often the counts are kept, for rates over the time since. With a
-// few hundred series of requests it takes milliseconds.
-const recentEvery = 15 * time.Second
-
-// recent are the counts of a while ago.
-type recent struct {
-	mu        sync.Mutex
-	last, old *counts // guarded by mu
-}
-
-// run keeps the counts from time to time.
-func (r *recent) run(ctx context.Context, from prometheus.Gatherer) error {
-	tick := time.NewTicker(recentEvery)
-	defer tick.Stop()
-	for {
-		if c, err := gather(from); err == nil {
-			r.mu.Lock()
-			r.last, r.old = c, r.last
-			r.mu.Unlock()
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// before returns counts that are at least as old as the time between two, if there are;
-// nil: there are none yet.
-func (r *recent) before(now time.Time) *counts {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.old == nil || r.last != nil && now.Sub(r.last.at) >= recentEvery {
-		return r.last
-	}
-	return r.old
-}
-
-// counts are the metrics at a time, as far as the state is told by them.
-type counts struct {
-	at       time.Time
-	families map[string]*dto.MetricFamily
-}
-
-// counted are the metrics that counts keep. Others may be of many thousand series.
-var counted = []string{
-	"apiserver_lb_client_connections",
-	"apiserver_lb_refusals_total",
-	"apiserver_lb_request_duration_seconds",
-	"apiserver_lb_requests_in_flight",
-	"apiserver_lb_retries_total",
-}
-
-func gather(from prometheus.Gatherer) (*counts, error) {
-	list, err := from.Gather()
-	if err != nil {
-		return nil, err
-	}
-	c := &counts{at: time.Now(), families: map[string]*dto.MetricFamily{}}
-	for _, f := range list {
-		if slices.Contains(counted, f.GetName()) {
-			c.families[f.GetName()] = f
-		}
-	}
-	return c, nil
-}
-
-func label(m *dto.Metric, name string) string {
-	for _, l := range m.GetLabel() {
-		if l.GetName() == name {
-			return l.GetValue()
-		}
-	}
-	return ""
-}
-
-// sum adds a counter or a gauge up, by the value of a label.
-func (c *counts) sum(name, by string) map[string]int {
-	sums := map[string]int{}
-	for _, m := range c.families[name].GetMetric() {
-		sums[label(m, by)] += int(m.GetCounter().GetValue() + m.GetGauge().GetValue())
-	}
-	return sums
-}
-
-// histogram is how many requests took how long.
-type histogram struct {
-	count uint64
-	upTo  map[float64]uint64 // by the upper bound of each bucket, in seconds; cumulative
-}
-
-// durations are those of the short requests at a backend.
-func (c *counts) durations(backend string) histogram {
-	h := histogram{upTo: map[float64]uint64{}}
-	for _, m := range c.families["apiserver_lb_request_duration_seconds"].GetMetric() {
-		if label(m, "backend") != backend || label(m, "class") != "short" {
-			continue
-		}
-		h.count += m.GetHistogram().GetSampleCount()
-		for _, b := range m.GetHistogram().GetBucket() {
-			h.upTo[b.GetUpperBound()] += b.GetCumulativeCount()
-		}
-	}
-	return h
-}
-
-// less returns what h has beyond an earlier one.
-func (h histogram) less(earlier histogram) histogram {
-	d := histogram{count: h.count - min(h.count, earlier.count), upTo: map[float64]uint64{}}
-	for bound, n := range h.upTo {
-		d.upTo[bound] = n - min(n, earlier.upTo[bound])
-	}
-	return d
-}
-
-// quantile returns the time in seconds that the share q of requests did not exceed, by
-// interpolation within its bucket, as Prometheus' histogram_quantile does: where it lies
-// beyond the last finite bound, it is that bound; 0 where there are no requests.
-func (h histogram) quantile(q float64) float64 {
-	if h.count == 0 {
-		return 0
-	}
-	rank := q * float64(h.count)
-	from, below := 0.0, uint64(0)
-	for _, bound := range slices.Sorted(maps.Keys(h.upTo)) {
-		if math.IsInf(bound, 1) {
-			break
-		}
-		n := h.upTo[bound]
-		if float64(n) >= rank {
-			return from + (bound-from)*(rank-float64(below))/float64(n-below)
-		}
-		from, below = bound, n
-	}
-	return from
 }

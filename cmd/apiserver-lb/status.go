@@ -168,24 +168,32 @@ func writeState(s *state, out io.Writer) error {
 	case !s.Ready:
 		how = "not ready"
 	}
-	fmt.Fprintf(out, "%s on %s: %s, up for %s\n\n", s.Version, s.Host, how, ago(s.Since, s.At))
+	fmt.Fprintf(out, "%s on %s: %s, up for %s\n", s.Version, s.Host, how, ago(s.Since, s.At))
+	for _, r := range s.Summary {
+		fmt.Fprintf(out, "%s%s\n", marks[r.Level], r.Text)
+	}
+	fmt.Fprintln(out)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "BACKEND\tADDRESS\tSTATE\tSINCE\tCLIENTS\tSHORT\tLONG\tREQ/S\tP99\tLAST FAILURE")
+	fmt.Fprintln(t, "BACKEND\tADDRESS\tSTATE\tSINCE\tCLIENTS\tSHORT\tLONG\tREQ/S\tP50\tP99\tFAILED\tSENT ON\tLAST FAILURE")
 	for _, b := range s.Backends {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%.1f\t%s\t%s\n", b.Name, b.Address, b.standing(), ago(b.Since, s.At), b.Homed, b.Short, b.Long,
-			b.RequestsPerSecond, seconds(b.P99Seconds), b.LastFailure.text(s.At))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%.1f\t%s\t%s\t%d\t%d\t%s\n", b.Name, b.Address, b.standing(), ago(b.Since, s.At), b.Homed, b.Short, b.Long,
+			b.RequestsPerSecond, seconds(b.P50Seconds), seconds(b.P99Seconds), b.FailedLastMinute, totalOf(b.Retries), b.LastFailure.text(s.At))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "\nclients: %d connections; requests in flight: %s\n", s.ClientConnections, tally(s.InFlight))
-	fmt.Fprintf(out, "since the start: sent again: %s; refused: %s\n\n", tally(s.Retries), tally(s.Refusals))
+	fmt.Fprintf(out, "since the start: sent again: %s; refused: %s\n", tally(s.Retries), tally(s.Refusals))
+	fmt.Fprintf(out, "in the last minute: sent again: %s; refused: %s\n\n", tally(s.LastMinute.Retries), tally(s.LastMinute.Refusals))
 	fmt.Fprintln(t, "CERTIFICATE\tEXPIRES\tIN\tSUBJECT\tFILE")
 	for _, c := range s.Certificates {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", c.Use, c.NotAfter.UTC().Format(time.DateOnly), left(c.NotAfter.Sub(s.At)), c.Subject, c.File)
 	}
 	return t.Flush()
 }
+
+// marks begin the lines of the summary.
+var marks = map[string]string{levelBad: "!! ", levelWarn: "!  ", levelOK: ""}
 
 // standing is the state in words.
 func (b *backendState) standing() string {
@@ -208,7 +216,7 @@ func (f *failure) text(now time.Time) string {
 }
 
 // tally writes counts by name, those of nothing left out.
-func tally(counts map[string]int) string {
+func tally(counts map[string]int64) string {
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		if n := counts[name]; n != 0 {
@@ -255,6 +263,9 @@ func short(d time.Duration) string {
 func seconds(s float64) string {
 	if s <= 0 {
 		return "-"
+	}
+	if s < 0.01 {
+		return fmt.Sprintf("%.1fms", 1000*s)
 	}
 	return fmt.Sprintf("%.0fms", 1000*s)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"math"
 	"net/http"
 	"strings"
 	"testing"
@@ -17,24 +16,29 @@ func TestWriteState(t *testing.T) {
 	s := &state{
 		At: now, Version: "v1", Host: "lb-1", Since: now.Add(-26 * time.Hour), Ready: true,
 		Backends: []backendState{
-			{Name: "a", Address: "10.0.0.11:6443", State: "ready", Since: now.Add(-90 * time.Second), Short: 3, Long: 120, Homed: 40, RequestsPerSecond: 123.45, P99Seconds: 0.0123},
+			{Name: "a", Address: "10.0.0.11:6443", State: "ready", Since: now.Add(-90 * time.Second), Short: 3, Long: 120, Homed: 40, RequestsPerSecond: 123.45, P50Seconds: 0.0012, P99Seconds: 0.0123, FailedLastMinute: 3, Retries: map[string]int64{"lost": 4, "died": 1}},
 			{Name: "b", Address: "10.0.0.12:6443", State: "draining", Since: now.Add(-5 * time.Second),
 				LastFailure: &failure{At: now.Add(-time.Second), Verdict: "not_ready", Failed: []string{"etcd"}}},
 			{Name: "c", Address: "10.0.0.13:6443", State: "unknown"},
 		},
-		ClientConnections: 81, InFlight: map[string]int{"short": 3, "long": 120, "upgrade": 0},
-		Refusals:     map[string]int{"certificate": 2},
+		ClientConnections: 81, InFlight: map[string]int64{"short": 3, "long": 120, "upgrade": 0},
+		Refusals:     map[string]int64{"certificate": 2},
+		LastMinute:   lastMinute{Retries: map[string]int64{"lost": 2}},
+		Summary:      []remark{{levelBad, "It burns."}, {levelWarn, "It smokes."}},
 		Certificates: []certificateState{{"serving", "/tls.crt", "CN=lb", now.Add(49 * time.Hour)}, {"clientCA", "/ca.crt", "CN=ca", now.Add(-time.Hour)}},
 	}
 	const want = `v1 on lb-1: ready, up for 1d2h
+!! It burns.
+!  It smokes.
 
-BACKEND  ADDRESS         STATE     SINCE  CLIENTS  SHORT  LONG  REQ/S  P99   LAST FAILURE
-a        10.0.0.11:6443  ready     1m30s  40       3      120   123.5  12ms  -
-b        10.0.0.12:6443  draining  5s     0        0      0     0.0    -     not_ready (etcd), 1s ago
-c        10.0.0.13:6443  unknown   -      0        0      0     0.0    -     -
+BACKEND  ADDRESS         STATE     SINCE  CLIENTS  SHORT  LONG  REQ/S  P50    P99   FAILED  SENT ON  LAST FAILURE
+a        10.0.0.11:6443  ready     1m30s  40       3      120   123.5  1.2ms  12ms  3       5        -
+b        10.0.0.12:6443  draining  5s     0        0      0     0.0    -      -     0       0        not_ready (etcd), 1s ago
+c        10.0.0.13:6443  unknown   -      0        0      0     0.0    -      -     0       0        -
 
 clients: 81 connections; requests in flight: long 120, short 3
 since the start: sent again: none; refused: certificate 2
+in the last minute: sent again: lost 2; refused: none
 
 CERTIFICATE  EXPIRES     IN       SUBJECT  FILE
 serving      2026-11-27  2d1h     CN=lb    /tls.crt
@@ -46,37 +50,6 @@ clientCA     2026-11-25  EXPIRED  CN=ca    /ca.crt
 	}
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Error(diff)
-	}
-}
-
-func TestQuantile(t *testing.T) {
-	h := func(count uint64, upTo ...uint64) histogram {
-		bounds := []float64{0.1, 0.5, math.Inf(1)}
-		m := map[float64]uint64{}
-		for i, n := range upTo {
-			m[bounds[i]] = n
-		}
-		return histogram{count, m}
-	}
-	for _, tt := range []struct {
-		name string
-		h    histogram
-		q    float64
-		want float64
-	}{
-		{"none", h(0, 0, 0, 0), 0.99, 0},
-		{"nothing known", h(0), 0.99, 0},
-		{"all in the first bucket", h(100, 100, 100, 100), 0.5, 0.05},
-		{"in the second", h(100, 50, 100, 100), 0.75, 0.3},
-		{"beyond the last", h(100, 50, 60, 100), 0.99, 0.5},
-		{"beyond the last, which stands open", h(100, 50, 60), 0.99, 0.5},
-		{"of what is new", h(200, 100, 200, 200).less(h(100, 100, 100, 100)), 0.5, 0.3},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := tt.h.quantile(tt.q); math.Abs(got-tt.want) > 1e-9 {
-				t.Errorf("quantile = %v, want %v", got, tt.want)
-			}
-		})
 	}
 }
 

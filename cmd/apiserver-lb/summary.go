@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"apiserver-lb/balancer"
+	"apiserver-lb/health"
+)
+
+// remark is a sentence of the summary.
+type remark struct {
+	Level string `json:"level"` // bad: clients are hurt; warn: somebody should look; ok
+	Text  string `json:"text"`
+}
+
+// Levels of remarks, the worst first.
+const (
+	levelBad  = "bad"
+	levelWarn = "warn"
+	levelOK   = "ok"
+)
+
+// hurt are the refusals that no client is at fault for.
+var hurt = []string{balancer.ReasonNoBackend, balancer.ReasonBackendLost, balancer.ReasonBackendTimeout, balancer.ReasonBackendShutdown,
+	balancer.ReasonRetryBudget, balancer.ReasonInternal, balancer.ReasonMemory, balancer.ReasonConnections}
+
+// summarize says what is out of order: which backend, since when and why, who is hurt, and
+// what the balancer does about it.
+func summarize(s *state) []remark {
+	var all []remark
+	say := func(level, format string, args ...any) {
+		all = append(all, remark{level, fmt.Sprintf(format, args...)})
+	}
+	var takers, standbys []string // get new requests, or would
+	for _, b := range s.Backends {
+		switch {
+		case b.State != health.Ready.String():
+		case b.Drained.IsZero():
+			takers = append(takers, b.Name)
+		default:
+			standbys = append(standbys, b.Name)
+		}
+	}
+	to := "its requests go to " + list(takers)
+	switch {
+	case s.Panicking:
+		to = "no other is ready, so that it may get requests all the same"
+		say(levelBad, "No kube-apiserver is ready. Requests go to those that fail their checks: look at etcd first.")
+	case len(takers) == 0 && len(standbys) > 0:
+		to = "its requests go to what is drained, " + list(standbys)
+		say(levelWarn, "No kube-apiserver is ready that is not drained, so that requests go to %s all the same.", list(standbys))
+	}
+	for _, b := range s.Backends {
+		since := fmt.Sprintf("since %s (%s)", clock(b.Since), ago(b.Since, s.At))
+		if b.State != health.Ready.String() {
+			why := ""
+			if b.LastFailure != nil {
+				why = ": " + b.LastFailure.why()
+			}
+			switch {
+			case b.State == health.Unknown.String():
+				say(levelWarn, "%s has not been judged yet.", b.Name)
+			default:
+				say(levelWarn, "%s is %s %s%s; %s.", b.Name, b.State, since, why, to)
+			}
+		}
+		if !b.Drained.IsZero() {
+			say(levelWarn, "%s has been drained by an operator since %s (%s); %d requests still run there.", b.Name, clock(b.Drained), ago(b.Drained, s.At), b.Short+b.Long)
+		}
+	}
+	if refused := only(s.LastMinute.Refusals, hurt); len(refused) > 0 {
+		say(levelBad, "In the last minute clients were refused: %s.", tally(refused))
+	}
+	if n := totalOf(s.LastMinute.Retries); n > 0 {
+		say(levelWarn, "In the last minute %s sent to another kube-apiserver, unseen by clients: %s.", were(n), tally(s.LastMinute.Retries))
+	}
+	for i, c := range s.Certificates {
+		same := func(o certificateState) bool { return o.File == c.File && o.NotAfter.Equal(c.NotAfter) }
+		if slices.IndexFunc(s.Certificates, same) < i {
+			continue // it was named with the other use of the file
+		}
+		var uses []string
+		for _, o := range s.Certificates[i:] {
+			if same(o) {
+				uses = append(uses, o.Use)
+			}
+		}
+		switch left := c.NotAfter.Sub(s.At); {
+		case left <= 0:
+			say(levelBad, "The certificate %s (%s) has expired, at %s.", c.File, list(uses), c.NotAfter.UTC().Format(time.RFC3339))
+		case left < expiresSoon:
+			say(levelWarn, "The certificate %s (%s) expires in %s.", c.File, list(uses), short(left))
+		}
+	}
+	if s.Stopping {
+		say(levelWarn, "This balancer is shutting down.")
+	}
+	switch n := len(s.Backends); {
+	case len(takers) < n:
+	case n == 1:
+		say(levelOK, "The only kube-apiserver is ready.")
+	default:
+		say(levelOK, "All %d kube-apiservers are ready.", n)
+	}
+	rank := map[string]int{levelBad: 0, levelWarn: 1, levelOK: 2}
+	slices.SortStableFunc(all, func(a, b remark) int { return rank[a.Level] - rank[b.Level] })
+	return all
+}
+
+// why is a failure in the words of whoever has to mend it.
+func (f *failure) why() string {
+	what := strings.ReplaceAll(f.Verdict, "_", " ")
+	if len(f.Failed) > 0 {
+		what += " (" + strings.Join(f.Failed, ", ") + ")"
+	}
+	if f.Error != "" {
+		what += ", " + balancer.Shorten(f.Error)
+	}
+	return what
+}
+
+// clock is a time of day, as logs have it.
+func clock(t time.Time) string { return t.UTC().Format("15:04:05 UTC") }
+
+// list joins names as a sentence does.
+func list(names []string) string {
+	switch n := len(names); n {
+	case 0:
+		return "none"
+	case 1:
+		return names[0]
+	default:
+		return strings.Join(names[:n-1], ", ") + " and " + names[n-1]
+	}
+}
+
+// only returns the counts of some names that are not 0.
+func only(counts map[string]int64, names []string) map[string]int64 {
+	some := maps.Clone(counts)
+	maps.DeleteFunc(some, func(name string, n int64) bool { return n == 0 || !slices.Contains(names, name) })
+	return some
+}
+
+func totalOf(counts map[string]int64) (n int64) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}
+
+func were(n int64) string {
+	if n == 1 {
+		return "1 request was"
+	}
+	return fmt.Sprintf("%d requests were", n)
+}
