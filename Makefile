@@ -88,6 +88,10 @@ test-e2e: bin/testsum ## tests against real kube-apiservers; the first run build
 test-fips: bin/testsum ## the core of test-e2e with the balancer in FIPS 140-3 mode
 	@bin/testsum $(FIPS)
 
+.PHONY: screenshot
+screenshot: ## make the picture of the status page in README.md anew
+	@E2E_SCREENSHOT=$(CURDIR)/cmd/apiserver-lb/page/page.png go -C cmd/devcluster test -v -count=1 -timeout 10m -run '^TestStatusPage$$' ./e2e
+
 # vulncheck DIR looks for known vulnerabilities in what the module there uses.
 define vulncheck
 @if ! out=$$(go -C $(1) run $(GOVULNCHECK) ./... 2>&1); then \

@@ -31,7 +31,7 @@ var (
 
 // certificateLife is how long certificates are valid when nothing else is asked for. A
 // cluster lives for minutes or hours.
-const certificateLife = 7 * 24 * time.Hour
+const certificateLife = 30 * 24 * time.Hour
 
 // CA is a certificate authority whose key this process holds.
 type CA struct {
