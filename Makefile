@@ -38,7 +38,7 @@ VET   := -- go vet ./... -- go vet -tags image ./cmd/apiserver-lb -- go -C cmd/d
 UNIT  := -- CGO_ENABLED=1 go test -json -race -count=1 -shuffle=on -timeout 10m ./... \
          -- CGO_ENABLED=1 go -C cmd/devcluster test -json -race -count=1 -timeout 10m . ./cluster/... ./faults/... ./load/... ./peers/... \
          -- go -C cmd/devcluster/requestinfo test -json -count=1 -timeout 5m ./...
-IMAGE := -- go test -json -count=1 -timeout 5m -tags image -run '^TestImage$$' ./cmd/apiserver-lb
+IMAGE := -- go test -json -count=1 -timeout 10m -tags image -run '^Test(Image|Release)$$' ./cmd/apiserver-lb
 # The first run builds etcd and Kubernetes, which takes its time.
 E2E   := -- go -C cmd/devcluster test -json -v -count=1 -timeout 55m ./e2e/...
 # The core of them with a balancer that may use only what FIPS 140-3 approves.
@@ -63,6 +63,10 @@ help: ## list the targets
 build: ## build bin/apiserver-lb, a static binary
 	$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/apiserver-lb ./cmd/apiserver-lb
 
+.PHONY: release
+release: ## build dist/: for amd64 and arm64 a tar.gz, a .deb and an SBOM, with checksums
+	VERSION="$(VERSION)" configs/package/release
+
 .PHONY: demo
 demo: build ## run three real kube-apiservers with the balancer in front, until Ctrl-C
 	cd cmd/devcluster && $(GO_BUILD) -o ../../bin/devcluster .
@@ -77,7 +81,7 @@ test-unit: bin/testsum need-cc ## vet and unit tests, with the race detector
 	@bin/testsum $(VET) $(UNIT)
 
 .PHONY: test-image
-test-image: bin/testsum ## build the Dockerfile with buildah and look at the image
+test-image: bin/testsum ## build the Dockerfile with buildah, and a release and its package, and look at them
 	@bin/testsum $(IMAGE)
 
 .PHONY: test-e2e
@@ -154,8 +158,8 @@ lint: ## gofmt, go vet, golangci-lint and govulncheck (the first run builds them
 	$(call vulncheck,cmd/devcluster)
 
 .PHONY: clean
-clean: ## remove bin
-	rm -rf bin
+clean: ## remove bin and dist
+	rm -rf bin dist
 
 .PHONY: bin/testsum
 bin/testsum:
