@@ -96,7 +96,7 @@ func TestTraceSampling(t *testing.T) {
 			}
 			attributes := map[string]string{}
 			for _, a := range s.Attributes() {
-				attributes[string(a.Key)] = a.Value.Emit()
+				attributes[string(a.Key)] = a.Value.String()
 			}
 			if d := cmp.Diff(map[string]string{"k8s.verb": "get", "k8s.api.group": "", "k8s.api.version": "v1", "k8s.resource": "secrets", "k8s.namespace.name": "shop", "audit-id": "new-id",
 				"apiserver_lb.retries": "1", "apiserver_lb.backend": "b", "apiserver_lb.reason": "backend_lost", "http.response.status_code": "502"}, attributes); d != "" {
