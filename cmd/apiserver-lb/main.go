@@ -78,7 +78,7 @@ func newRoot() *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(wrongUsage)
-	root.AddCommand(newServe(), newCheck(), newStatus(), newDrain(), newUndrain(), newVersion(), newKubeconfig(), newInit(), newMan())
+	root.AddCommand(newServe(), newCheck(), newStatus(), newDrain(), newUndrain(), newVersion(), newKubeconfig(), newInit(), newVerify(), newMan())
 	for _, c := range root.Commands() {
 		c.Args = usageArgs(c.Args)
 	}
