@@ -3,8 +3,10 @@ package balancer
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // TokenKey stands for a token without being one: a hash keyed by a secret of this
@@ -33,8 +35,15 @@ func NewTokens(limit int, span time.Duration) *Tokens {
 	return t
 }
 
-// Key returns the key that stands for the token.
+// Key returns the key that stands for the token, the same for each way of spelling it with
+// white space: kube-apiserver takes that away from a JWT (stripWhitespace of go-jose), and
+// whoever has one token would otherwise have as many as he likes.
 func (t *Tokens) Key(token string) TokenKey {
+	// A space itself ends a bearer token, and WebSocket's prove nothing (Concluded).
+	blank := func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }
+	if strings.IndexFunc(token, blank) >= 0 {
+		token = strings.Join(strings.FieldsFunc(token, blank), "")
+	}
 	var room [2048]byte // as large as tokens are
 	sum := sha256.Sum256(append(append(room[:0], t.secret[:]...), token...))
 	return TokenKey(sum[:16])
