@@ -68,8 +68,17 @@ func (g *Guards) check(cred Credential, id *tlsconf.Identity, h *Head, cl *Clien
 		}
 	}
 	for _, v := range h.ImpersonateUser {
-		if u := fieldValue(v); barred(g.users, u, cl) {
+		u := fieldValue(v)
+		if barred(g.users, u, cl) {
 			return notFromHere(fmt.Sprintf("whoever impersonates the user %q", u), cl)
+		}
+		if len(h.ImpersonateGroup) > 0 {
+			continue
+		}
+		for _, name := range serviceAccountGroups(u) {
+			if barred(g.groups, name, cl) {
+				return notFromHere(fmt.Sprintf("whoever impersonates %q, a member of the group %q", u, name), cl)
+			}
 		}
 	}
 	for _, v := range h.ImpersonateGroup {
@@ -78,6 +87,21 @@ func (g *Guards) check(cred Credential, id *tlsconf.Identity, h *Head, cl *Clien
 		}
 	}
 	return nil
+}
+
+// serviceAccountGroups are the groups that kube-apiserver gives a service account that is
+// impersonated without a group (k8s.io/apiserver/pkg/endpoints/filters/impersonation.go,
+// and MakeGroupNames of pkg/authentication/serviceaccount/util.go); none of other users.
+func serviceAccountGroups(user string) []string {
+	of, ok := strings.CutPrefix(user, "system:serviceaccount:")
+	if !ok {
+		return nil
+	}
+	namespace, _, ok := strings.Cut(of, ":")
+	if !ok {
+		return nil
+	}
+	return []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace}
 }
 
 // barred reports whether the name is guarded and the client comes from elsewhere. It

@@ -197,3 +197,34 @@ func TestGuardAnonymous(t *testing.T) {
 		t.Errorf("a certificate: %v", r)
 	}
 }
+
+// TestGuardServiceAccounts: an impersonated service account is in the groups that
+// kube-apiserver gives it, unless the request names others.
+func TestGuardServiceAccounts(t *testing.T) {
+	const namespace = "kube-system"
+	guards := NewGuards([]SourceGuard{
+		{Groups: []string{"system:serviceaccounts:" + namespace}, From: networks("10.9.0.0/24")},
+	}, false, nil)
+	for _, tt := range []struct {
+		user, group, from string
+		let               bool
+	}{
+		{"system:serviceaccount:" + namespace + ":x", "", "10.9.0.1", true},
+		{"system:serviceaccount:" + namespace + ":x", "", "192.0.2.7", false},
+		{" system:serviceaccount:" + namespace + ":x\t", "", "192.0.2.7", false},
+		{"system:serviceaccount:" + namespace + ":x", "dev", "192.0.2.7", true},
+		{"system:serviceaccount:" + namespace + ":x", "system:serviceaccounts:" + namespace, "192.0.2.7", false},
+		{"system:serviceaccount:default:x", "", "192.0.2.7", true},
+		{"system:serviceaccount:" + namespace, "", "192.0.2.7", true},
+		{"jane", "", "192.0.2.7", true},
+	} {
+		h := &Head{Method: "GET", Path: "/api", ImpersonateUser: []string{tt.user}}
+		if tt.group != "" {
+			h.ImpersonateGroup = []string{tt.group}
+		}
+		refusal := guards.check(Token, nil, h, &Client{Peer: netip.MustParseAddrPort(tt.from + ":1")})
+		if (refusal == nil) != tt.let || refusal != nil && (refusal.Code != 403 || refusal.Reason != ReasonSource) {
+			t.Errorf("%+v: %+v", tt, refusal)
+		}
+	}
+}
