@@ -9,14 +9,14 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestChoose(t *testing.T) {
-	valid := options{runs: 5, duration: 5e9, peers: "direct,apiserver-lb,HAProxy,nginx,caddy"}
+	valid := options{runs: 5, duration: 5e9, peers: "direct,apiserver-lb,apiserver-lb-bare,apiserver-lb-told,HAProxy,nginx,caddy"}
 	tests := []struct {
 		name         string
 		change       func(*options)
 		peers, cases int
 		err          string
 	}{
-		{"all", func(*options) {}, 5, len(allCases()), ""},
+		{"all", func(*options) {}, 7, len(allCases()), ""},
 		{"some", func(o *options) { o.peers, o.cases = "HAProxy", "1 in flight" }, 1, 2, ""},
 		{"an unknown peer", func(o *options) { o.peers = "direct,squid" }, 0, 0, `no "squid"`},
 		{"an unknown case", func(o *options) { o.cases = "nothing" }, 0, 0, `none has "nothing"`},

@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"time"
@@ -22,6 +24,7 @@ type lab struct {
 	clientThreads int
 	client        *http.Client // trusts the CA, speaks HTTP/2
 	clientTLS     *tls.Config  // of this program's own load
+	collector     string       // URL of one for OTLP, which forgets what it gets
 }
 
 // openLab makes the certificates and starts the backends.
@@ -62,7 +65,12 @@ func openLab(ctx context.Context) (*lab, func(), error) {
 		},
 		clientTLS: clientTLS(roots),
 	}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // an exporter that breaks off tries again
+	}))
+	l.collector = collector.URL
 	return l, func() {
+		collector.Close()
 		stop()
 		_ = os.RemoveAll(dir)
 	}, nil

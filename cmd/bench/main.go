@@ -9,7 +9,8 @@
 // handshakes are this program's own. For each case it reports the CPU time of
 // the proxy (all threads and child processes, user and system), rates, latency
 // at a fixed low rate, and memory, as medians of several runs; each figure's
-// lowest and highest value shows the noise. The peers take turns under each
+// lowest and highest value shows the noise. Of apiserver-lb there are three: as it comes,
+// with what can be switched off switched off, and with all that tells of requests. The peers take turns under each
 // case, in an order that changes from run to run. The idle watches want 3,000
 // open files of each process (ulimit -Hn).
 //
@@ -156,8 +157,8 @@ func bench(ctx context.Context, o options) error {
 	for _, p := range peers {
 		names = append(names, p.name)
 	}
-	report := fmt.Sprintf("%sEach figure is the median of %d (the lowest to the highest), each measured for %v.\n\n%s\n%s\n%s",
-		head, o.runs, o.duration, figures(got, names, cases), ratios(got, names, cases), notes(l, peers, leftOut, got, cases))
+	report := fmt.Sprintf("%sEach figure is the median of %d (the lowest to the highest), each measured for %v.\n\n%s\n%s\n%s%s",
+		head, o.runs, o.duration, figures(got, names, cases), ratios(got, names, cases), costs(got, names, cases), notes(l, peers, leftOut, got, cases))
 	fmt.Print(report)
 	if o.output != "" {
 		if err := os.WriteFile(o.output, []byte(report), 0o600); err != nil {

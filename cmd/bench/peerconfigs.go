@@ -10,6 +10,7 @@ type settings struct {
 	CA, ServerName    string // of the backends
 	Backends          []string
 	Threads           int
+	Collector         string // URL of one for OTLP
 }
 
 // settings fills in what a proxy of this lab needs to know.
@@ -21,16 +22,13 @@ func (l *lab) settings(listen, admin string) settings {
 		CA: l.pki.ca, ServerName: serverName,
 		Backends: l.backends,
 		Threads:  l.threads,
+
+		Collector: l.collector,
 	}
 }
 
-// All proxies verify their backends, tell them the client's address, send a
-// request to the backend that has the fewest, end no watch, and keep no access
-// log; those that can, check their backends once a second. Cipher and curve
-// are pinned where a proxy lets itself be told, and on all legs by the other
-// end: by h2load or clientTLS, and by the backends.
-var (
-	balancerTemplate = template.Must(template.New(ours).Parse(`listen: "{{.Listen}}"
+// balancerConfig is ours as it comes, apart from where it listens.
+const balancerConfig = `listen: "{{.Listen}}"
 admin:
   listen: "{{.Admin}}"
 tls:
@@ -45,6 +43,33 @@ backends:
 {{- end}}
 log:
   level: warn
+`
+
+// All proxies verify their backends, tell them the client's address, send a
+// request to the backend that has the fewest, end no watch, and keep no access
+// log; those that can, check their backends once a second. Cipher and curve
+// are pinned where a proxy lets itself be told, and on all legs by the other
+// end: by h2load or clientTLS, and by the backends.
+var (
+	balancerTemplate = template.Must(template.New(ours).Parse(balancerConfig))
+	// What can be switched off is.
+	bareTemplate = template.Must(template.New(oursBare).Parse(balancerConfig + `
+sourceLimits:
+  connections: 0
+  unfinished: 0
+  resetBurst: 0
+  controlBurst: 0
+`))
+	// What tells of requests is switched on, for all of them but the traces, which are of one
+	// in a hundred.
+	toldTemplate = template.Must(template.New(oursTold).Parse(balancerConfig + `
+accessLog:
+  output: "{{.Dir}}/access.log"
+  healthChecks: true
+otlp:
+  endpoint: "{{.Collector}}"
+  traceRatio: 0.01
+  metricsInterval: 15s
 `))
 
 	haproxyTemplate = template.Must(template.New(reference).Parse(`global

@@ -2,26 +2,51 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"text/template"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"apiserver-lb/configs"
 )
 
-// The balancer takes the configuration that the benchmark writes.
+// The balancer takes the configurations that the benchmark writes, and they differ in what
+// they are meant to.
 func TestBalancerConfig(t *testing.T) {
+	for name, tt := range map[string]struct {
+		template *template.Template
+		log      string
+		source   int
+		endpoint string
+	}{
+		ours:     {balancerTemplate, "", 5000, ""},
+		oursBare: {bareTemplate, "", 0, ""},
+		oursTold: {toldTemplate, "access.log", 5000, "http://127.0.0.1:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := loadBalancerConfig(t, tt.template)
+			if filepath.Base(c.AccessLog.Output) != cmp.Or(tt.log, ".") || c.SourceLimits.Connections != tt.source || c.OTLP.Endpoint != tt.endpoint {
+				t.Errorf("access log %q, %d connections of a source, endpoint %q", c.AccessLog.Output, c.SourceLimits.Connections, c.OTLP.Endpoint)
+			}
+		})
+	}
+}
+
+func loadBalancerConfig(t *testing.T, from *template.Template) *configs.Config {
+	t.Helper()
 	dir := t.TempDir()
 	p, err := newPKI(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{dir: dir, pki: p, backends: []string{"127.0.0.1:1001", "127.0.0.1:1002"}, threads: 2}
+	l := &lab{dir: dir, pki: p, backends: []string{"127.0.0.1:1001", "127.0.0.1:1002"}, threads: 2, collector: "http://127.0.0.1:1"}
 	var config bytes.Buffer
-	if err := balancerTemplate.Execute(&config, l.settings("127.0.0.1:2001", "127.0.0.1:2002")); err != nil {
+	if err := from.Execute(&config, l.settings("127.0.0.1:2001", "127.0.0.1:2002")); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "config.yaml")
@@ -36,9 +61,10 @@ func TestBalancerConfig(t *testing.T) {
 	for _, s := range c.Backends.Servers {
 		backends = append(backends, s.Address)
 	}
-	if diff := cmp.Diff(l.backends, backends); diff != "" {
+	if diff := gocmp.Diff(l.backends, backends); diff != "" {
 		t.Errorf("backends (-want +got):\n%s", diff)
 	}
+	return c
 }
 
 // What the others have to be told is in their configuration files, and every
@@ -74,7 +100,7 @@ func TestPeerConfigs(t *testing.T) {
 		},
 	}
 	for _, p := range allPeers("", "") {
-		if p.name == noProxy || p.name == ours {
+		if p.name == noProxy || p.name == ours || slices.Contains(variants, p.name) {
 			continue
 		}
 		var config strings.Builder

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"text/template"
 )
@@ -29,7 +30,14 @@ const (
 	ours      = "apiserver-lb"
 	reference = "HAProxy"
 	noProxy   = "direct"
+
+	// Ours with other settings, to see what these cost.
+	oursBare = ours + "-bare"
+	oursTold = ours + "-told"
 )
+
+// variants are those.
+var variants = []string{oursBare, oursTold}
 
 // allPeers returns every peer, in the order of the report's columns.
 func allPeers(balancer, haproxy string) []peer {
@@ -44,6 +52,18 @@ func allPeers(balancer, haproxy string) []peer {
 			config: balancerTemplate,
 			args:   func(configFile string) []string { return []string{"serve", "--config", configFile} },
 			note:   "Go does not let it choose among the ciphers of TLS 1.3",
+		},
+		{
+			name: oursBare, program: balancer, versionArgs: []string{"version"},
+			config: bareTemplate,
+			args:   func(configFile string) []string { return []string{"serve", "--config", configFile} },
+			note:   "without what the defaults have and can be switched off: limits for each source; requests are counted all the same",
+		},
+		{
+			name: oursTold, program: balancer, versionArgs: []string{"version"},
+			config: toldTemplate,
+			args:   func(configFile string) []string { return []string{"serve", "--config", configFile} },
+			note:   "with a line of the access log for each request, traces of 1 % and metrics over OTLP",
 		},
 		{
 			name: reference, program: haproxy, pkg: haproxyPackage, versionArgs: []string{"-v"},
@@ -90,11 +110,14 @@ func gather(ctx context.Context, wanted []peer) (peers []peer, versions, leftOut
 		if err != nil {
 			return nil, nil, nil, err
 		}
+		peers = append(peers, p)
+		if slices.Contains(variants, p.name) {
+			continue // the program is ours
+		}
 		if !strings.Contains(strings.ToLower(version), strings.ToLower(p.name)) {
 			version = p.name + " " + version
 		}
 		versions = append(versions, version)
-		peers = append(peers, p)
 	}
 	return peers, versions, leftOut, nil
 }

@@ -65,7 +65,32 @@ func eachRow(cases []testCase, write func(label string, c testCase, m measureOf)
 
 // compared are the peers that are set beside the reference.
 func compared(peers []string) []string {
-	return slices.DeleteFunc(slices.Clone(peers), func(p string) bool { return p == noProxy || p == reference })
+	return slices.DeleteFunc(slices.Clone(peers), func(p string) bool {
+		return p == noProxy || p == reference || slices.Contains(variants, p)
+	})
+}
+
+// costs is a table of the medians of ours with several settings, as shares of the bare one's.
+func costs(r *results, peers []string, cases []testCase) string {
+	if !slices.Contains(peers, oursBare) {
+		return ""
+	}
+	var b strings.Builder
+	others := slices.DeleteFunc(slices.Clone(peers), func(p string) bool { return p != ours && p != oursTold })
+	fmt.Fprintf(&b, "| of that of %s | | %s |\n", oursBare, strings.Join(others, " | "))
+	fmt.Fprintf(&b, "|---|---|%s\n", strings.Repeat("---:|", len(others)))
+	eachRow(cases, func(label string, c testCase, m measureOf) {
+		fmt.Fprintf(&b, "| %s | %s |", label, m.name)
+		for _, p := range others {
+			text := "–"
+			if ratio, ok := r.ratioTo(oursBare, m, p, c.name); ok {
+				text = strconv.FormatFloat(ratio, 'f', 2, 64)
+			}
+			fmt.Fprintf(&b, " %s |", text)
+		}
+		b.WriteString("\n")
+	})
+	return b.String() + "\n"
 }
 
 // cell is "median (lowest to highest)".

@@ -173,3 +173,23 @@ func TestDescribe(t *testing.T) {
 		t.Errorf("cpuModel: %q, want %q", got, want)
 	}
 }
+
+// Ours with other settings are set beside one another, and not beside other proxies.
+func TestCosts(t *testing.T) {
+	c := testCase{name: "c", measures: []measureOf{cpuMeasure(cpuPerRequest)}}
+	r := newResults()
+	for peer, cpu := range map[string]time.Duration{oursBare: 100, ours: 104, oursTold: 130, reference: 400} {
+		r.add(peer, c.name, sample{cpu: cpu * time.Microsecond})
+	}
+	names := []string{ours, oursBare, oursTold, reference}
+	const want = "| of that of apiserver-lb-bare | | apiserver-lb | apiserver-lb-told |\n|---|---|---:|---:|\n| c | CPU, µs per request | 1.04 | 1.30 |\n\n"
+	if got := costs(r, names, []testCase{c}); got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	if got := compared(names); !slices.Equal(got, []string{ours}) {
+		t.Errorf("compared with the reference: %q", got)
+	}
+	if got := costs(r, []string{ours, reference}, []testCase{c}); got != "" {
+		t.Errorf("without the bare one: %q", got)
+	}
+}

@@ -55,7 +55,12 @@ func (r *results) values(m measureOf, peer, testCase string) []float64 {
 // ratio divides a peer's median by the reference's. Where that is not positive,
 // as the added latency of a noisy run may be, there is none.
 func (r *results) ratio(m measureOf, peer, testCase string) (float64, bool) {
-	a, b := r.values(m, peer, testCase), r.values(m, reference, testCase)
+	return r.ratioTo(reference, m, peer, testCase)
+}
+
+// ratioTo is ratio by another peer's median.
+func (r *results) ratioTo(base string, m measureOf, peer, testCase string) (float64, bool) {
+	a, b := r.values(m, peer, testCase), r.values(m, base, testCase)
 	if len(a) == 0 || len(b) == 0 || median(b) <= 0 {
 		return 0, false
 	}
