@@ -110,6 +110,11 @@ func TestSummarize(t *testing.T) {
 		}
 		return s
 	}
+	failing := func(name string, failed int64, rate float64) backendState {
+		s := b(name, "ready", false)
+		s.FailedLastMinute, s.RequestsPerSecond = failed, rate
+		return s
+	}
 	for _, tt := range []struct {
 		name string
 		s    state
@@ -121,6 +126,17 @@ func TestSummarize(t *testing.T) {
 			[]remark{
 				{levelWarn, "b is dead since 03:10:00 UTC (2m0s): unreachable, connection refused; its requests go to a and c."},
 				{levelWarn, "In the last minute 15 requests were sent to another kube-apiserver, unseen by clients: died 3, lost 12."},
+			}},
+		{"one is dead, and nobody is hurt", state{Backends: []backendState{b("a", "ready", false), b("b", "dead", false)}, LastMinute: lastMinute{Seconds: 60}},
+			[]remark{
+				{levelWarn, "b is dead since 03:10:00 UTC (2m0s): unreachable, connection refused; its requests go to a."},
+				{levelOK, "In the last minute the balancer refused no client for want of a kube-apiserver."},
+			}},
+		{"one is ready and fails", state{Backends: []backendState{failing("a", 9, 0), failing("b", 10, 3), failing("c", 31, 10), failing("d", 30, 10)}, LastMinute: lastMinute{Seconds: 60}},
+			[]remark{
+				{levelBad, "b answered 10 requests of the last minute with errors (5xx)."},
+				{levelBad, "c answered 31 requests of the last minute with errors (5xx)."},
+				{levelOK, "All 4 kube-apiservers are ready."},
 			}},
 		{"one is drained, writes are lost", state{Backends: []backendState{b("a", "ready", true), b("b", "ready", false)}, LastMinute: lastMinute{Retries: map[string]int64{"lost": 1}, Refusals: map[string]int64{"backend_lost": 2}}},
 			[]remark{

@@ -28,6 +28,14 @@ const (
 var hurt = []string{balancer.ReasonNoBackend, balancer.ReasonBackendLost, balancer.ReasonBackendTimeout, balancer.ReasonBackendShutdown,
 	balancer.ReasonRetryBudget, balancer.ReasonInternal, balancer.ReasonMemory, balancer.ReasonConnections}
 
+// What is said of a backend that is ready and answers with 5xx: from so many in the last
+// minute on, where they are more than one in failedShare. A webhook that is down, or an
+// aggregated API, makes a few of them.
+const (
+	manyFailed  = 10
+	failedShare = 20
+)
+
 // summarize says what is out of order: which backend, since when and why, who is hurt, and
 // what the balancer does about it.
 func summarize(s *state) []remark {
@@ -72,8 +80,15 @@ func summarize(s *state) []remark {
 			say(levelWarn, "%s has been drained by an operator since %s (%s); %d requests still run there.", b.Name, clock(b.Drained), ago(b.Drained, s.At), b.Short+b.Long)
 		}
 	}
+	for _, b := range s.Backends {
+		if answered := int64(b.RequestsPerSecond * s.LastMinute.Seconds); b.FailedLastMinute >= manyFailed && b.FailedLastMinute > answered/failedShare {
+			say(levelBad, "%s answered %d requests of the last minute with errors (5xx).", b.Name, b.FailedLastMinute)
+		}
+	}
 	if refused := only(s.LastMinute.Refusals, hurt); len(refused) > 0 {
 		say(levelBad, "In the last minute clients were refused: %s.", tally(refused))
+	} else if len(takers) < len(s.Backends) && s.LastMinute.Seconds > 0 {
+		say(levelOK, "In the last minute the balancer refused no client for want of a kube-apiserver.")
 	}
 	if n := totalOf(s.LastMinute.Retries); n > 0 {
 		say(levelWarn, "In the last minute %s sent to another kube-apiserver, unseen by clients: %s.", were(n), tally(s.LastMinute.Retries))
