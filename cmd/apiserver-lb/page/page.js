@@ -15,6 +15,26 @@ function make(name, attributes, ...children) {
 // show puts text in where it has changed, so that a screen reader hears only what is new.
 function show(e, text) { if (e.textContent !== text) e.textContent = text; }
 
+// fill gives an element new children. Nodes that stay what they are stay where they are:
+// who reads one with a screen reader, or has marked its text, keeps the place.
+function fill(e, ...children) {
+  const fresh = e.cloneNode(false);
+  fresh.append(...children);
+  patch(e, fresh);
+}
+
+// patch makes a node like a fresh one.
+function patch(old, fresh) {
+  if (old.nodeName !== fresh.nodeName) { old.replaceWith(fresh); return; }
+  if (old.nodeType === Node.TEXT_NODE) { if (old.data !== fresh.data) old.data = fresh.data; return; }
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  const was = [...old.childNodes];
+  const now = [...fresh.childNodes];
+  now.forEach((n, i) => (was[i] ? patch(was[i], n) : old.append(n)));
+  was.slice(now.length).forEach((n) => n.remove());
+}
+
 const two = (n) => String(n).padStart(2, "0");
 function clock(at) { const t = new Date(at); return `${two(t.getUTCHours())}:${two(t.getUTCMinutes())}:${two(t.getUTCSeconds())}`; }
 function day(at) { return new Date(at).toISOString().slice(0, 10); }
@@ -45,7 +65,7 @@ function rows(id, list, none) {
     })));
   }
   if (list.length === 0) body.append(make("tr", {}, make("td", { colspan: heads.length, "data-head": "" }, none)));
-  if (body.textContent !== table.tBodies[0].textContent) table.tBodies[0].replaceWith(body);
+  patch(table.tBodies[0], body);
 }
 
 const words = { r: "ready", o: "drained by an operator", d: "draining", x: "dead", u: "not judged" };
@@ -84,6 +104,7 @@ function figure(name, [svg, text], kind) {
   return make("div", kind ? { class: kind } : {}, make("p", { class: "soft" }, `${name}: ${text}`), svg);
 }
 
+let told = ""; // what a screen reader has said
 let state, history = { points: 240, everySeconds: 15, backends: {} };
 
 function draw() {
@@ -92,22 +113,23 @@ function draw() {
   show($("host"), `on ${s.host}`);
   show($("about"), `${s.version}, up for ${span(between(s.since, s.at))}, ${s.ready ? "ready for clients" : "not ready for clients"}`);
   const mark = { ok: "✔ ", warn: "! ", bad: "✖ " };
-  const summary = s.summary.map((r) => make("li", { class: r.level }, make("b", { "aria-hidden": "true" }, mark[r.level] || ""), r.text));
-  // Ages in it change all the time, and are no news.
-  const news = s.summary.map((r) => r.level + r.text.replace(/\([^)]*\)/g, "")).join();
-  if ($("summary").dataset.news !== news) {
-    $("summary").dataset.news = news;
-    $("summary").replaceChildren(...summary);
+  fill($("summary"), ...s.summary.map((r) => make("li", { class: r.level }, make("b", { "aria-hidden": "true" }, mark[r.level] || ""), r.text)));
+  // A screen reader says what is new. Ages and counts change all the time, and are no news.
+  const said = s.summary.map((r) => r.text.replace(/ \((?:\d+[dhms])+\)/g, "")).join(" ");
+  const news = said.replace(/\d+[dhms]?/g, "");
+  if (news !== told) {
+    told = news;
+    show($("news"), said);
   }
-  const facts = [["Requests per second", rate(s.backends.reduce((n, b) => n + b.requestsPerSecond, 0))], ["Clients", s.clientConnections],
+  const facts = [["Requests per second", rate(s.backends.reduce((n, b) => n + b.requestsPerSecond, 0))], ["Connections of clients", s.clientConnections],
     ["Short requests in flight", s.inFlight.short], ["Watches and other long ones", s.inFlight.long], ["Tunnels", s.inFlight.upgrade]];
-  $("totals").replaceChildren(...facts.map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))));
+  fill($("totals"), ...facts.map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))));
 
-  $("backends").replaceChildren(...s.backends.map((b) => {
+  fill($("backends"), ...s.backends.map((b) => {
     const h = history.backends[b.name];
     const drained = b.drained ? ", drained by an operator" : "";
     const facts = [["Requests per second", rate(b.requestsPerSecond)], ["Half within", millis(b.p50Seconds)], ["99 of 100 within", millis(b.p99Seconds)],
-      ["Short", b.short], ["Watches and other long ones", b.long], ["Clients at home", b.homed], ["Failed (5xx), last minute", b.failedLastMinute], ["Sent on elsewhere", total(b.retries)]];
+      ["Short", b.short], ["Watches and other long", b.long], ["Clients at home", b.homed], ["5xx, last minute", b.failedLastMinute], ["Sent on, since the start", total(b.retries)]];
     const f = b.lastFailure;
     const failure = f ? `Last failed check: ${f.verdict.replaceAll("_", " ")}${f.failed ? ` (${f.failed.join(", ")})` : ""}, ${span(between(f.at, s.at))} ago${f.error ? `: ${f.error}` : ""}` : "No check has failed";
     return make("article", { "aria-labelledby": `b-${b.name}` },

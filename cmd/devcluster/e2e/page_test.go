@@ -145,6 +145,7 @@ func TestStatusPage(t *testing.T) {
 		return nil
 	})
 
+	eval[any](b, `document.querySelector("#backends h3").firstChild.kept = true; null`)
 	victim := shared.Apiserver(3)
 	t.Cleanup(func() { repair(t, victim) })
 	if err := victim.Kill(); err != nil {
@@ -162,6 +163,12 @@ func TestStatusPage(t *testing.T) {
 	if got := text("#live"); got != "live" {
 		t.Errorf("the page is %q", got)
 	}
+	if !eval[bool](b, `document.querySelector("#backends h3").firstChild.kept === true`) {
+		t.Error("what has not changed was made anew: a reader loses the place")
+	}
+	if got := eval[string](b, `document.querySelector("#news").textContent`); !strings.Contains(got, "kube-apiserver-3 is dead since") {
+		t.Errorf("a screen reader hears %q", got)
+	}
 
 	for _, scheme := range []string{"light", "dark"} {
 		b.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}))
@@ -177,7 +184,7 @@ func TestStatusPage(t *testing.T) {
 	}
 	if file := os.Getenv(screenshotEnv); file != "" {
 		time.Sleep(2 * time.Minute) // in which there is something to see
-		b.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "light"}}), chromedp.EmulateViewport(1200, 1000))
+		b.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "light"}}), chromedp.EmulateViewport(1200, 1330))
 		var png []byte
 		b.do(chromedp.CaptureScreenshot(&png))
 		if err := os.WriteFile(file, png, 0o644); err != nil {
