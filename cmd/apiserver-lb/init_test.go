@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -113,7 +114,7 @@ func TestInit(t *testing.T) {
 			[]string{"10.0.0.11:6443"}, ":8443", []string{"403", "--backend"}},
 		{"kubeadm, no admin.conf", kubeadmHost(t, p, manifest("- --requestheader-username-headers=X-User", "- --secure-port=7443"), ""), san,
 			[]string{"10.0.0.11:7443"}, ":6443", []string{"admin.conf", "--backend"}},
-		{"kubeadm, another name allowed", kubeadmHost(t, p, manifest("- --requestheader-allowed-names=aggregator"), ""), append(san, "--backend", "a", "--listen", ":1443"),
+		{"kubeadm, another name allowed", kubeadmHost(t, p, bytes.Replace(manifest(), []byte("names=front-proxy-client"), []byte("names=aggregator"), 1), ""), append(san, "--backend", "a", "--listen", ":1443"),
 			[]string{"a:6443"}, ":1443", []string{"aggregator", "front-proxy-client"}},
 		{"k3s", layOut(t, map[string][]byte{
 			"tls/client-ca.crt": certPEM(p.clientCA), "tls/server-ca.crt": certPEM(p.clusterCA), "tls/server-ca.key": p.clusterCA.keyPEM(t), "tls/request-header-ca.crt": certPEM(p.proxyCA),
@@ -139,7 +140,7 @@ func TestInit(t *testing.T) {
 			if !slices.Equal(servers, tt.servers) || c.Listen != tt.listen || !c.FrontProxy.Configured() || c.TLS.ClientCAFile == "" {
 				t.Errorf("servers %q, listen %q, %+v, client CA %q; want %q, %q and all", servers, c.Listen, c.FrontProxy, c.TLS.ClientCAFile, tt.servers, tt.listen)
 			}
-			if strings.Contains(tt.name, "no admin.conf") && !slices.Equal(c.FrontProxy.UserHeaders, []string{"X-User"}) {
+			if strings.Contains(tt.name, "no admin.conf") && !slices.Equal(c.FrontProxy.UserHeaders, []string{"X-Remote-User", "X-User"}) {
 				t.Errorf("userHeaders %q, want those of the manifest", c.FrontProxy.UserHeaders)
 			}
 			if got := runProgram("check", "--config", out); got.code != exitOK {

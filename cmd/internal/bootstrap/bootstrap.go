@@ -111,7 +111,7 @@ func fromKubeadm(dir string) (*Plan, error) {
 // dir, which may be a copy.
 func (p *Plan) useFlags(f flags, dir string) {
 	file := func(flag string, to *string) {
-		if v := f[flag]; v != "" {
+		if v := f.last(flag); v != "" {
 			if rest, ok := strings.CutPrefix(v, "/etc/kubernetes/"); ok {
 				v = filepath.Join(dir, rest)
 			}
@@ -121,11 +121,11 @@ func (p *Plan) useFlags(f flags, dir string) {
 	file("client-ca-file", &p.ClientCA)
 	file("proxy-client-cert-file", &p.FrontProxyCert)
 	file("proxy-client-key-file", &p.FrontProxyKey)
-	p.port = cmp.Or(f["secure-port"], defaultPort)
+	p.port = cmp.Or(f.last("secure-port"), defaultPort)
 	if p.port != defaultPort {
 		p.Listen = ":" + defaultPort
 	}
-	if a := f["advertise-address"]; a != "" {
+	if a := f.last("advertise-address"); a != "" {
 		p.Servers = []string{net.JoinHostPort(a, p.port)}
 	}
 	p.Headers = map[string][]string{}

@@ -8,9 +8,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// flags are the flags of a command line, without their dashes. One that stands twice has its
-// last value; one without a value has "true".
+// flags are the flags of a command line, without their dashes. One without a value has "true".
+// One that stands twice has both values, as lists of kube-apiserver's add up; for what is no
+// list, the last is meant.
 type flags map[string]string
+
+// last returns the value of a flag that takes one.
+func (f flags) last(name string) string {
+	return f[name][strings.LastIndexByte(f[name], ',')+1:]
+}
 
 // list returns the values of a flag that takes several.
 func (f flags) list(name string) []string {
@@ -65,6 +71,9 @@ func parseFlags(words []string) flags {
 		} else if i+1 < len(words) && !strings.HasPrefix(words[i+1], "-") {
 			i++
 			value = words[i]
+		}
+		if before := f[name]; before != "" {
+			value = before + "," + value
 		}
 		f[name] = value
 	}

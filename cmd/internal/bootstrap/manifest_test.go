@@ -27,7 +27,7 @@ func TestReadManifest(t *testing.T) {
 		err        string
 	}{
 		{"kubeadm", pod, flags{"advertise-address": "10.0.0.11", "secure-port": "6443", "requestheader-extra-headers-prefix": "X-Remote-Extra-, X-Other-"}, ""},
-		{"command and args", "kind: Pod\nspec: {containers: [{command: [/bin/kube-apiserver, --a], args: [--b, c, --d=e=f, --d=g]}]}", flags{"a": "true", "b": "c", "d": "g"}, ""},
+		{"command and args", "kind: Pod\nspec: {containers: [{command: [/bin/kube-apiserver, --a], args: [--b, c, --d=e=f, --d=g]}]}", flags{"a": "true", "b": "c", "d": "e=f,g"}, ""},
 		{"the second container", "kind: Pod\nspec: {containers: [{command: [proxy]}, {command: [kube-apiserver, --a=1]}]}", flags{"a": "1"}, ""},
 		{"another pod", "kind: Pod\nspec: {containers: [{command: [etcd]}]}", nil, "no container"},
 		{"no pod", "kind: Service", nil, "Service"},
