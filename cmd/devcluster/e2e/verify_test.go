@@ -72,32 +72,26 @@ func TestVerify(t *testing.T) {
 	})
 	wants(verified(t, 1, "--config", unnamed, "--kubeconfig", kubeconfig(t, lb.URL, admin)), "problem", "kube-apiserver-1", "--requestheader-allowed-names", "stranger", "front-proxy-client")
 
-	for i, flags := range [][]string{
-		2: {"--feature-gates=RemoteRequestHeaderUID=false"},
-		3: {"--anonymous-auth=false"},
-	} {
-		if flags == nil {
-			continue
+	unread := configFile(t, func(config map[string]any) { section(config, "frontProxy")["uidHeaders"] = []any{"X-Unread-Uid"} })
+	wants(verified(t, 0, "--config", unread, "--kubeconfig", kubeconfig(t, lb.URL, admin)), "note", "kube-apiserver-2", "UIDs")
+
+	third := shared.Apiserver(3)
+	third.SetFlags("--anonymous-auth=false")
+	t.Cleanup(func() {
+		third.SetFlags()
+		if err := third.Kill(); err != nil {
+			t.Error(err)
 		}
-		a := shared.Apiserver(i)
-		a.SetFlags(flags...)
-		t.Cleanup(func() {
-			a.SetFlags()
-			if err := a.Kill(); err != nil {
-				t.Error(err)
-			}
-			repair(t, a)
-		})
-		if err := a.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-		defer cancel()
-		if err := a.Restart(ctx); err != nil {
-			t.Fatal(err)
-		}
+		repair(t, third)
+	})
+	if err := third.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	if err := third.Restart(ctx); err != nil {
+		t.Fatal(err)
 	}
 	got := verified(t, 0, "--config", lb.ConfigFile, "--kubeconfig", kubeconfig(t, lb.URL, admin))
-	wants(got, "note", "kube-apiserver-2", "UIDs")
 	wants(got, "note", "kube-apiserver-3", "--anonymous-auth=false")
 }

@@ -11,9 +11,11 @@ import (
 	"strings"
 )
 
-// Probe is the user who is named over the front-proxy certificate: one who may do nothing. Its
-// UID, group and the key and value of its extra are Mark.
-const Probe, Mark = "apiserver-lb-verify", "apiserver-lb-verify"
+// Probe is the user who is named over the front-proxy certificate: one who may do nothing.
+const Probe = "apiserver-lb-verify"
+
+// Mark is that user's UID, group, and the key and value of the extra.
+const Mark = "apiserver-lb-verify"
 
 // Balancer is the name of the observation that was made through the balancer.
 const Balancer = "balancer"
