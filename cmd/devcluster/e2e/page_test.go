@@ -118,7 +118,7 @@ func TestStatusPage(t *testing.T) {
 		c := clientset(t, own.URL)
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				c.CoreV1().Namespaces().Get(ctx, "default", metav1.GetOptions{}) //nolint:errcheck // load is all it is for
+				c.CoreV1().Namespaces().Get(ctx, "default", metav1.GetOptions{})
 				time.Sleep(30 * time.Millisecond)
 			}
 		})
