@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,11 +100,7 @@ func (f *drainFlags) begin(cmd *cobra.Command) (path string, ctx context.Context
 			path = defaultSocket
 		}
 	}
-	ctx = cmd.Context()
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	ctx, stop = signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop = interruptible(cmd)
 	return path, ctx, stop, nil
 }
 
