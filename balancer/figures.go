@@ -114,11 +114,11 @@ func Quantile(durations []int64, q float64) time.Duration {
 	}
 	rank, from, below := q*float64(count), 0.0, int64(0)
 	for i, bound := range durationBounds {
-		if n := durations[i]; n > 0 && float64(below+n) >= rank {
+		n := durations[i]
+		if n > 0 && float64(below+n) >= rank {
 			return time.Duration((from + (bound-from)*(rank-float64(below))/float64(n)) * float64(time.Second))
-		} else {
-			from, below = bound, below+n
 		}
+		from, below = bound, below+n
 	}
 	return time.Duration(from * float64(time.Second))
 }

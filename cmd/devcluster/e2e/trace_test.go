@@ -98,7 +98,7 @@ func TestTraces(t *testing.T) {
 	rpc := grpc.NewServer()
 	coltracepb.RegisterTraceServiceServer(rpc, c)
 	t.Cleanup(rpc.Stop)
-	go rpc.Serve(l) //nolint:errcheck // it ends with Stop
+	go rpc.Serve(l) // until Stop
 
 	file := filepath.Join(t.TempDir(), "tracing.yaml")
 	if err := os.WriteFile(file, fmt.Appendf(nil, "apiVersion: apiserver.config.k8s.io/v1\nkind: TracingConfiguration\nendpoint: %s\nsamplingRatePerMillion: 0\n", l.Addr()), 0o600); err != nil {
