@@ -98,7 +98,8 @@ func (r *Records) Begin(d *Decision, h *Head, cl *Client, now time.Time) *Record
 		return nil
 	}
 	watched, sampled := r.Log.wants(d, h)
-	if !watched && r.Traces == nil {
+	parent, traced := r.Traces.samples(h, cl)
+	if !watched && !traced {
 		return nil
 	}
 	x := &Record{records: r, class: d.Class, watched: watched, sampled: sampled}
@@ -126,8 +127,8 @@ func (r *Records) Begin(d *Decision, h *Head, cl *Client, now time.Time) *Record
 	}
 	x.line.APIGroup, x.line.APIVersion = plainName(d.APIGroup), plainName(d.APIVersion)
 	x.line.Namespace, x.line.Resource, x.line.Subresource = plainName(d.Namespace), plainName(d.Resource), plainName(d.Subresource)
-	if x.span = r.Traces.begin(d, h, &x.line, cl); x.span == nil && !watched {
-		return nil
+	if traced {
+		x.span = r.Traces.begin(d, parent, &x.line)
 	}
 	return x
 }

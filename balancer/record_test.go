@@ -171,7 +171,7 @@ func TestRecordRatio(t *testing.T) {
 // What is off costs no allocation.
 func TestRecordOff(t *testing.T) {
 	d, h, cl := &Decision{}, &Head{Path: "/readyz"}, clientAt("192.0.2.7")
-	for name, r := range map[string]*Records{"off": nil, "filtered": new(recorder).log(nil)} {
+	for name, r := range map[string]*Records{"off": nil, "filtered": new(recorder).log(nil), "not sampled": {Traces: new(Traces)}} {
 		if n := testing.AllocsPerRun(100, func() {
 			x := r.Begin(d, h, cl, t0)
 			x.Received(1)

@@ -21,23 +21,23 @@ type Traces struct {
 	Parents Networks
 }
 
-// begin begins the span of a request, and has the backend see it as its parent
-// (https://www.w3.org/TR/trace-context/). It returns nil for a request that is not
-// sampled, whose header then goes on as it came.
-func (t *Traces) begin(d *Decision, h *Head, l *Line, cl *Client) trace.Span {
+// samples reports whether a request gets a span. parent is the client's, not valid where it
+// has none. The header of a request without a span goes on as it came.
+func (t *Traces) samples(h *Head, cl *Client) (parent trace.SpanContext, yes bool) {
 	if t == nil {
-		return nil
+		return parent, false
 	}
 	parent, joins := parseTraceparent(h.Traceparent)
-	var sampled bool
 	if joins && cl.isFrom(t.Parents) {
-		sampled = parent.IsSampled()
-	} else {
-		sampled = t.Ratio >= 1 || t.Ratio > 0 && rand.Float64() < t.Ratio
+		return parent, parent.IsSampled()
 	}
-	if !sampled {
-		return nil
-	}
+	return parent, t.Ratio >= 1 || t.Ratio > 0 && rand.Float64() < t.Ratio
+}
+
+// begin begins the span of a request, and has the backend see it as its parent
+// (https://www.w3.org/TR/trace-context/).
+func (t *Traces) begin(d *Decision, parent trace.SpanContext, l *Line) trace.Span {
+	joins := parent.IsValid()
 	ctx := context.Background()
 	if joins {
 		ctx = trace.ContextWithRemoteSpanContext(ctx, parent)
