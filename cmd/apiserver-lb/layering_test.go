@@ -22,6 +22,7 @@ var layers = map[string][]string{
 	"health":                 nil,
 	"tlsconf":                nil,
 	"balancer":               {"balancer/backend", "balancer/pick", "tlsconf"},
+	"balancer/discover":      nil,
 	"balancer/pick":          nil,
 	"balancer/backend":       {"balancer/pick", "health"},
 	"balancer/forward":       {"balancer", "balancer/backend", "balancer/forward/http1", "health"},

@@ -1,0 +1,111 @@
+package discover
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// The cache file holds the last good answer of each source, as JSON:
+//
+//	{"version":1,"sources":{"dns/api.example.com:6443":["10.0.0.11:6443"]}}
+const (
+	cacheVersion  = 1
+	maxCacheBytes = 256 << 10
+	maxSources    = 64
+)
+
+type cacheContent struct {
+	Version int                         `json:"version"`
+	Sources map[string][]netip.AddrPort `json:"sources"`
+}
+
+// encodeCache is the same for the same answers: encoding/json sorts the keys of maps.
+func encodeCache(sources map[string][]netip.AddrPort) ([]byte, error) {
+	b, err := json.Marshal(cacheContent{cacheVersion, sources})
+	return append(b, '\n'), err
+}
+
+// decodeCache reads the answers. Those that would not count if they came from their
+// source are left out.
+func decodeCache(b []byte, loopback bool) (map[string][]netip.AddrPort, error) {
+	var c cacheContent
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, err
+	}
+	if c.Version != cacheVersion {
+		return nil, fmt.Errorf("version %d, and this program knows %d", c.Version, cacheVersion)
+	}
+	if len(c.Sources) > maxSources {
+		return nil, fmt.Errorf("%d sources, and there are at most %d", len(c.Sources), maxSources)
+	}
+	answers := map[string][]netip.AddrPort{}
+	for source, addresses := range c.Sources {
+		if good, err := sift(addresses, loopback); err == nil {
+			answers[source] = good
+		}
+	}
+	return answers, nil
+}
+
+// readCache reads the cache file. One that does not exist holds nothing.
+func readCache(path string, loopback bool) (map[string][]netip.AddrPort, error) {
+	// Not to wait for the writer of a named pipe.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator names it
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file", path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxCacheBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxCacheBytes {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, maxCacheBytes)
+	}
+	answers, err := decodeCache(bytes.TrimSpace(b), loopback)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return answers, nil
+}
+
+// writeCache puts a new file in the place of the old one: after a crash there is one or
+// the other, whole.
+func writeCache(path string, content []byte) (err error) {
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(tmp.Name())
+		}
+	}()
+	_, werr := tmp.Write(content)
+	if err := errors.Join(werr, tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir) //nolint:gosec // likewise
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
