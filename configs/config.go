@@ -243,8 +243,11 @@ type Backends struct {
 	// request can be sent again, in bytes. 0: requests with a body are sent once.
 	MaxHeldBodyBytes int64 `mapstructure:"maxHeldBodyBytes"`
 
-	// Servers are the backends. Required, at least one; no two alike.
+	// Servers are the backends. No two alike; at least one, unless Discovery.DNS names
+	// some.
 	Servers []Server `mapstructure:"servers"`
+
+	Discovery Discovery `mapstructure:"discovery"`
 }
 
 // Affinity are the limits within which PolicyAffinity keeps a client on its

@@ -43,6 +43,10 @@ func Default() Config {
 			// (MaxRequestBodyBytes in k8s.io/apiserver/pkg/server/config.go),
 			// so any of them can be held.
 			MaxHeldBodyBytes: 3 << 20,
+			// A kube-apiserver that stops or has died is out of the EndpointSlices within
+			// 15 s, and its health check has kept requests from it by then. A name server
+			// that names a part of many addresses has named all within minutes.
+			Discovery: Discovery{DNSInterval: 30 * time.Second, RemoveAfter: time.Minute},
 		},
 		Health: Health{
 			Interval:           time.Second,
@@ -92,6 +96,7 @@ func Default() Config {
 // complete fills in what one key takes from another. Values that cannot be
 // read are left as they are, for validation to report.
 func complete(c *Config) {
+	completeDiscovery(&c.Backends)
 	for i := range c.Backends.Servers {
 		s := &c.Backends.Servers[i]
 		address, host, err := parseBackendAddress(s.Address)

@@ -43,6 +43,10 @@ func filePaths(c *Config) []filePath {
 		{"frontProxy.certFile", &c.FrontProxy.CertFile},
 		{"frontProxy.keyFile", &c.FrontProxy.KeyFile},
 		{"backends.caFile", &c.Backends.CAFile},
+		{"backends.discovery.endpointSlices.tokenFile", &c.Backends.Discovery.EndpointSlices.TokenFile},
+		{"backends.discovery.endpointSlices.certFile", &c.Backends.Discovery.EndpointSlices.CertFile},
+		{"backends.discovery.endpointSlices.keyFile", &c.Backends.Discovery.EndpointSlices.KeyFile},
+		{"backends.discovery.cacheFile", &c.Backends.Discovery.CacheFile},
 		{"health.tokenFile", &c.Health.TokenFile},
 		{"health.certFile", &c.Health.CertFile},
 		{"health.keyFile", &c.Health.KeyFile},
@@ -135,6 +139,9 @@ func checkFiles(c *Config, credentials string, now time.Time) Errors {
 	}
 	f.keyPair("frontProxy", c.FrontProxy.CertFile, c.FrontProxy.KeyFile, x509.ExtKeyUsageClientAuth)
 	f.keyPair("health", c.Health.CertFile, c.Health.KeyFile, x509.ExtKeyUsageClientAuth)
+	e := c.Backends.Discovery.EndpointSlices
+	f.keyPair("backends.discovery.endpointSlices", e.CertFile, e.KeyFile, x509.ExtKeyUsageClientAuth)
+	f.token("backends.discovery.endpointSlices.tokenFile", e.TokenFile)
 	f.authorities("tls.clientCAFile", c.TLS.ClientCAFile)
 	f.authorities("backends.caFile", c.Backends.CAFile)
 	f.revocations("tls.clientCRLFile", c.TLS.ClientCRLFile)

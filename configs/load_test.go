@@ -74,6 +74,13 @@ backends:
   servers:
     - {address: Node-1.Example.COM., name: one, weight: 1000, zone: a}
     - {address: "[FD00::1]:7443", serverName: two.example.com}
+  discovery:
+    dns: [{address: API.example.com}, {srv: _https._tcp.example.com, serverName: own}]
+    dnsInterval: 10s
+    endpointSlices: {enabled: true, certFile: proxy.crt, keyFile: proxy.key, serverName: kubernetes}
+    removeAfter: 0s
+    cacheFile: /var/lib/lb/backends.json
+    allowLoopback: true
 health:
   interval: 2s
   suspiciousInterval: 100ms
@@ -128,6 +135,13 @@ func TestLoadEverything(t *testing.T) {
 			Servers: []Server{
 				{Address: "node-1.example.com:6443", Name: "one", ServerName: "kubernetes.default", Weight: 1000, Zone: "a"},
 				{Address: "[fd00::1]:7443", Name: "[fd00::1]:7443", ServerName: "two.example.com", Weight: 1},
+			},
+			Discovery: Discovery{
+				DNS:            []DNSName{{Address: "api.example.com:6443", ServerName: "kubernetes.default"}, {SRV: "_https._tcp.example.com", ServerName: "own"}},
+				DNSInterval:    10 * time.Second,
+				EndpointSlices: EndpointSlices{Enabled: true, CertFile: "proxy.crt", KeyFile: "proxy.key", ServerName: "kubernetes"},
+				CacheFile:      "/var/lib/lb/backends.json",
+				AllowLoopback:  true,
 			},
 		},
 		Health: Health{
@@ -233,6 +247,18 @@ backends:
       serverName: 10.0.0.11
       weight: 1
       zone: ""
+  discovery:
+    dns: []
+    dnsInterval: 30s
+    endpointSlices:
+      enabled: false
+      tokenFile: ""
+      certFile: ""
+      keyFile: ""
+      serverName: ""
+    removeAfter: 1m
+    cacheFile: ""
+    allowLoopback: false
 health:
   interval: 1s
   suspiciousInterval: 250ms

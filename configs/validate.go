@@ -20,6 +20,7 @@ func validate(c *Config) Errors {
 		checkFrontProxy(&c.FrontProxy),
 		checkBackends(&c.Backends),
 		checkServers(c),
+		checkDiscovery(&c.Backends),
 		checkHealth(&c.Health),
 		checkGuards(&c.Guards),
 		checkRequestLimits(&c.RequestLimits),
@@ -146,7 +147,7 @@ func checkBackends(b *Backends) Errors {
 
 func checkServers(c *Config) Errors {
 	servers := c.Backends.Servers
-	if len(servers) == 0 {
+	if len(servers) == 0 && len(c.Backends.Discovery.DNS) == 0 {
 		return Errors{problem("backends.servers", "", "there is no backend", "list at least one kube-apiserver, such as - address: 10.0.0.11:6443")}
 	}
 	var errs Errors

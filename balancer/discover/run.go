@@ -31,10 +31,6 @@ type Options struct {
 	// CacheFile keeps the last good answers. Empty: nothing does.
 	CacheFile string
 
-	// Apply gets all that is offered when that has changed. Where it reports false, it gets
-	// it again a little later. It is called by Run alone.
-	Apply func(ctx context.Context, offers []Found) bool
-
 	// Observer is told of all answers. Run and First call it. nil: nobody is.
 	Observer Observer
 	Log      *slog.Logger
@@ -208,8 +204,9 @@ func (d *Discovery) save() {
 // applyAgain is how long it takes until what was not applied is tried again.
 const applyAgain = 10 * time.Second
 
-// Run asks the sources until ctx is done, and has each change applied.
-func (d *Discovery) Run(ctx context.Context) error {
+// Run asks the sources until ctx is done. apply gets all that is offered when that has
+// changed since First; where it reports false, it gets it again a little later.
+func (d *Discovery) Run(ctx context.Context, apply func(ctx context.Context, offers []Found) bool) error {
 	type answer struct {
 		from      *source
 		addresses []netip.AddrPort
@@ -234,7 +231,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 		if at := d.due(); !at.IsZero() {
 			wake = time.After(time.Until(at))
 		}
-		if !slices.Equal(applied, d.offers()) { // Apply was refused
+		if !slices.Equal(applied, d.offers()) { // apply refused
 			wake = time.After(applyAgain)
 		}
 		select {
@@ -246,7 +243,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 			return nil
 		}
 		d.expire(time.Now())
-		if offers := d.offers(); !slices.Equal(applied, offers) && d.o.Apply(ctx, offers) {
+		if offers := d.offers(); !slices.Equal(applied, offers) && apply(ctx, offers) {
 			applied = offers
 		}
 	}

@@ -74,7 +74,7 @@ type world struct {
 
 func newWorld(t *testing.T, o Options) *world {
 	w := &world{t: t, failed: map[string]int{}}
-	o.Apply, o.Observer, o.Log = w.apply, w, slog.New(slog.DiscardHandler)
+	o.Observer, o.Log = w, slog.New(slog.DiscardHandler)
 	if o.RemoveAfter == 0 {
 		o.RemoveAfter = time.Minute
 	}
@@ -107,7 +107,7 @@ func (w *world) start(alone bool) error {
 	w.mu.Unlock()
 	ctx, cancel := context.WithCancel(w.t.Context())
 	w.cancel, w.ended = cancel, make(chan struct{})
-	go func() { defer close(w.ended); _ = d.Run(ctx) }()
+	go func() { defer close(w.ended); _ = d.Run(ctx, w.apply) }()
 	return nil
 }
 

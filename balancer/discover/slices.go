@@ -113,40 +113,38 @@ func (s *sliceSet) put(e endpointSlice) error {
 	return nil
 }
 
-// apply notes an event of a watch; changed: the addresses may have.
-func (s *sliceSet) apply(e watchEvent) (changed bool, err error) {
+// apply notes an event of a watch.
+func (s *sliceSet) apply(e watchEvent) error {
 	if e.Type == "ERROR" {
 		var st status
 		if err := json.Unmarshal(e.Object, &st); err != nil {
-			return false, fail(ReasonAnswer, "an ERROR event: %w", err)
+			return fail(ReasonAnswer, "an ERROR event: %w", err)
 		}
 		if st.Code == http.StatusGone {
-			return false, errExpired
+			return errExpired
 		}
-		return false, fail(ReasonAnswer, "the watch ended with %d %s", st.Code, shown(st.Reason))
+		return fail(ReasonAnswer, "the watch ended with %d %s", st.Code, shown(st.Reason))
 	}
 	var slice endpointSlice
 	if err := json.Unmarshal(e.Object, &slice); err != nil {
-		return false, fail(ReasonAnswer, "an event: %w", err)
+		return fail(ReasonAnswer, "an event: %w", err)
 	}
 	if slice.Metadata.ResourceVersion == "" {
-		return false, fail(ReasonAnswer, "an event without a resourceVersion")
+		return fail(ReasonAnswer, "an event without a resourceVersion")
 	}
 	switch e.Type {
 	case "BOOKMARK":
 	case "ADDED", "MODIFIED":
 		if err := s.put(slice); err != nil {
-			return false, err
+			return err
 		}
-		changed = true
 	case "DELETED":
 		delete(s.byName, slice.Metadata.Name)
-		changed = true
 	default:
-		return false, fail(ReasonAnswer, "an event of type %s", shown(e.Type))
+		return fail(ReasonAnswer, "an event of type %s", shown(e.Type))
 	}
 	s.version = slice.Metadata.ResourceVersion
-	return changed, nil
+	return nil
 }
 
 // addresses returns those of the endpoints that are ready, with the port named https.

@@ -81,29 +81,28 @@ func TestEvents(t *testing.T) {
 			event("SURPRISE", aSlice("11", "")) +
 			`{"type":`))
 	for _, want := range []struct {
-		changed bool
 		version string
 		named   int
 		err     func(error) bool
 	}{
-		{true, "8", 2, nil},
-		{false, "9", 2, nil},
-		{true, "10", 0, nil},
-		{false, "10", 0, func(err error) bool { return errors.Is(err, errExpired) }},
-		{false, "10", 0, func(err error) bool { return reasonOf(err) == ReasonAnswer }},
-		{false, "10", 0, func(err error) bool { return reasonOf(err) == ReasonAnswer }},
+		{"8", 2, nil},
+		{"9", 2, nil},
+		{"10", 0, nil},
+		{"10", 0, func(err error) bool { return errors.Is(err, errExpired) }},
+		{"10", 0, func(err error) bool { return reasonOf(err) == ReasonAnswer }},
+		{"10", 0, func(err error) bool { return reasonOf(err) == ReasonAnswer }},
 	} {
 		e, err := events.next()
 		if err != nil {
 			t.Fatal(err)
 		}
-		changed, err := set.apply(e)
+		err = set.apply(e)
 		if want.err == nil && err != nil || want.err != nil && !want.err(err) {
 			t.Errorf("%s: %v", e.Type, err)
 		}
 		named, _ := set.addresses(false)
-		if changed != want.changed || set.version != want.version || len(named) != want.named {
-			t.Errorf("%s: changed %v, version %s, %d named; want %+v", e.Type, changed, set.version, len(named), want)
+		if set.version != want.version || len(named) != want.named {
+			t.Errorf("%s: version %s, %d named; want %+v", e.Type, set.version, len(named), want)
 		}
 	}
 	if _, err := events.next(); !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -155,7 +154,7 @@ func FuzzEndpointSlices(f *testing.F) {
 			if err != nil {
 				return
 			}
-			if _, err := set.apply(e); err != nil {
+			if err := set.apply(e); err != nil {
 				return
 			}
 		}
