@@ -86,9 +86,10 @@ type apiserver struct {
 	bell          bell
 
 	mu            sync.Mutex
-	readyz, livez int    // status codes
-	requests      []seen // all, in order
-	lose          int    // requests that get no answer, but the end of their connection
+	readyz, livez int      // status codes
+	requests      []seen   // all, in order
+	endpoints     []string // the kube-apiservers that are ready, for slicesPath
+	lose          int      // requests that get no answer, but the end of their connection
 }
 
 // newAPIServer starts a fake that ends with the test. With gated, its /readyz
@@ -200,6 +201,8 @@ func (a *apiserver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	case r.URL.Path == "/livez":
 		check(w, livez)
+	case r.URL.Path == slicesPath:
+		a.serveSlices(w, r)
 	case r.URL.Path == watchPath:
 		fmt.Fprintln(w, `{"type":"ADDED","object":{"kind":"ConfigMap"}}`)
 		w.(http.Flusher).Flush()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/discover"
 	"apiserver-lb/balancer/forward"
 	"apiserver-lb/configs"
 	"apiserver-lb/health"
@@ -29,10 +30,10 @@ func newBackend(s configs.Server) *backend.Backend {
 	return &backend.Backend{Name: s.Name, Address: s.Address, ServerName: s.ServerName, Zone: s.Zone, Weight: s.Weight}
 }
 
-// newBackends makes the first set of backends.
-func newBackends(c *configs.Config) *backend.Backends {
+// newBackends makes the first set of backends, of those that are found as well.
+func newBackends(c *configs.Config, found ...discover.Found) *backend.Backends {
 	var list []*backend.Backend
-	for _, s := range c.Backends.Servers {
+	for _, s := range together(c.Backends.Servers, found) {
 		list = append(list, newBackend(s))
 	}
 	return backend.NewBackends(backend.NewSet(c.Backends.SlowStart, list...))
@@ -155,8 +156,35 @@ func (p *process) reconfigure(ctx, apply context.Context, run func(func() error)
 	if len(later) > 0 {
 		p.log.Warn("SIGHUP: changed keys take effect at the next start", "keys", later)
 	}
+	p.found.mu.Lock()
+	defer p.found.mu.Unlock()
+	list := merge(c.Backends.Servers, p.found.inUse, p.found.offers)
+	if !p.replaceBackends(ctx, apply, run, bySIGHUP, together(c.Backends.Servers, list), p.config.Shutdown.GracePeriod) {
+		return
+	}
+	p.found.use(list)
+	changed := *p.config
+	changed.Backends.Servers = c.Backends.Servers
+	p.config = &changed
+}
+
+// listChange is how the log speaks of what changes the list of backends.
+type listChange struct{ by, done, again string }
+
+var (
+	bySIGHUP    = listChange{"SIGHUP", "has been read again", "mend what the lines above name, and send SIGHUP again"}
+	byDiscovery = listChange{"discovery", "has changed", "it is tried again from time to time"}
+)
+
+// replaceBackends puts another list of servers in the place of the one in use; false: that
+// one stays. Its caller holds p.found.mu.
+func (p *process) replaceBackends(ctx, apply context.Context, run func(func() error), why listChange, servers []configs.Server, grace time.Duration) bool {
 	now := p.backends.Set().All()
-	r := revise(now, c.Backends.Servers)
+	r := revise(now, servers)
+	if len(r.list) == 0 {
+		p.log.Error(why.by + ": the list of backends stays as it was, since there is none in the new one")
+		return false
+	}
 	judged := p.judge(ctx, apply, run, r.added)
 	worse := someReady(now) && !someReady(r.list)
 	if !judged || worse {
@@ -164,27 +192,25 @@ func (p *process) reconfigure(ctx, apply context.Context, run func(func() error)
 			p.endWatch(b)
 		}
 		if judged {
-			p.log.Error("SIGHUP: the list of backends stays as it was, since no backend of the new one is ready: mend what the lines above name, and send SIGHUP again", "backends", names(r.list))
+			p.log.Error(why.by+": the list of backends stays as it was, since no backend of the new one is ready: "+why.again, "backends", names(r.list))
 		}
-		return
+		return false
 	}
 	for b, s := range r.settings {
 		b.Reconfigure(s)
 	}
-	changed := *p.config
-	changed.Backends.Servers = c.Backends.Servers
-	p.config = &changed
-	p.backends.Replace(backend.NewSet(changed.Backends.SlowStart, r.list...))
+	p.backends.Replace(backend.NewSet(p.config.Backends.SlowStart, r.list...))
 	p.relay.Resettle()
 	for _, b := range r.removed {
 		run(func() error {
-			p.dismiss(ctx, b, changed.Shutdown.GracePeriod)
+			p.dismiss(ctx, b, grace)
 			return nil
 		})
 	}
 	p.tellPanic()
-	p.log.Info("SIGHUP: the list of backends has been read again", "backends", len(r.list),
+	p.log.Info(why.by+": the list of backends "+why.done, "backends", len(r.list),
 		"added", names(r.added), "removed", names(r.removed), "changed", len(r.settings))
+	return true
 }
 
 // someReady reports whether a backend of the list is ready, so that there is no panic.

@@ -197,7 +197,7 @@ func newProber(c *configs.Config, store *tlsconf.Store, b *backend.Backend, dial
 	t := health.Target{Address: b.Address, Dial: dial, TLS: func() *tls.Config { return store.ProbeConfig(b.ServerName) }}
 	switch {
 	case c.Health.TokenFile != "":
-		t.Header = func() (http.Header, error) { return tokenHeader(c.Health.TokenFile) }
+		t.Header = func() (http.Header, error) { return tokenHeader("health.tokenFile", c.Health.TokenFile) }
 	case c.Health.CertFile != "":
 	case store.FrontProxyConfigured():
 		// An expired certificate of ours says nothing of the backend: then as anonymous.
@@ -233,15 +233,15 @@ func newProber(c *configs.Config, store *tlsconf.Store, b *backend.Backend, dial
 	return health.NewProber(t)
 }
 
-// tokenHeader reads the token anew for each probe, since it may be rotated.
-func tokenHeader(file string) (http.Header, error) {
+// tokenHeader reads the token anew each time, since it may be rotated.
+func tokenHeader(key, file string) (http.Header, error) {
 	b, err := tlsconf.ReadSecret(file)
 	if err != nil {
-		return nil, fmt.Errorf("health.tokenFile: %w; keep the token in a regular file that only this process can read (chmod 600)", err)
+		return nil, fmt.Errorf("%s: %w; keep the token in a regular file that only this process can read (chmod 600)", key, err)
 	}
 	token := strings.TrimSpace(string(b))
 	if token == "" {
-		return nil, fmt.Errorf("health.tokenFile: %q is empty", file)
+		return nil, fmt.Errorf("%s: %q is empty", key, file)
 	}
 	return http.Header{"Authorization": {"Bearer " + token}}, nil
 }

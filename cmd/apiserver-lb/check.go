@@ -63,7 +63,17 @@ func probeAll(ctx context.Context, w io.Writer, c *configs.Config, store *tlscon
 	if ctx == nil {
 		ctx = context.Background()
 	}
-	backends := newBackends(c).Set().All()
+	looking := *c
+	looking.Backends.Discovery.CacheFile = "" // it is the running balancer's
+	discovery, err := newDiscovery(&looking, store, func() []*backend.Backend { return nil }, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	found, err := firstFound(discovery, c.Backends.Servers)
+	if err != nil {
+		return err
+	}
+	backends := newBackends(c, merge(c.Backends.Servers, nil, found)...).Set().All()
 	results := make([]health.Result, len(backends))
 	var wg sync.WaitGroup
 	for i, b := range backends {

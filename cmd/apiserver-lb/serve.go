@@ -21,6 +21,7 @@ import (
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/discover"
 	"apiserver-lb/balancer/forward"
 	"apiserver-lb/balancer/relay"
 	"apiserver-lb/configs"
@@ -92,6 +93,8 @@ type process struct {
 	pages     *pages
 	probes    *probeMetrics
 	backends  *backend.Backends
+	discovery *discover.Discovery // nil: only the configuration names backends
+	found     found
 	pools     *forward.Pools // HTTP/1.1 and upgrades
 	relay     *relay.Relay   // HTTP/2
 	rebalance *balancer.Rebalance
@@ -194,7 +197,9 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		return nil, err
 	}
 	p.memoryLimit = memoryLimit(log)
-	p.backends = newBackends(c)
+	if err := p.findBackends(c); err != nil {
+		return nil, err
+	}
 	p.ready = &readiness{backends: p.backends}
 	if err := registerGauges(p.telemetry.meter, p.backends, p.store, &p.memory); err != nil {
 		return nil, err
@@ -506,6 +511,10 @@ var errEnding = errors.New("this process is to end")
 func (p *process) control(ctx context.Context, run func(func() error), l *listeners, signals *signals) error {
 	apply, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	if p.discovery != nil {
+		p.found.own = ownAddress(l.clients.Addr())
+		run(func() error { return p.discover(apply, ctx, run) })
+	}
 	var reloaded chan struct{}  // closed when the reload under way is over; nil: none is
 	var handing chan *successor // gets the successor of the hand-over under way, nil where it failed; nil: none is
 	end := func(signal os.Signal) {

@@ -73,6 +73,7 @@ type clientCertificate struct {
 // backendState is one kube-apiserver.
 type backendState struct {
 	Name    string    `json:"name"`
+	Origin  string    `json:"origin"` // static, dns or endpointslices
 	Address string    `json:"address"`
 	Zone    string    `json:"zone,omitempty"`
 	Weight  int       `json:"weight"`
@@ -171,7 +172,7 @@ func add(to, counts map[string]int64) {
 func (p *process) backendState(b *backend.Backend) backendState {
 	settings := b.Settings()
 	short, long, homed := b.Load()
-	t := backendState{Name: b.Name, Address: b.Address, Zone: settings.Zone, Weight: settings.Weight,
+	t := backendState{Name: b.Name, Origin: p.found.originOf(b.Name), Address: b.Address, Zone: settings.Zone, Weight: settings.Weight,
 		State: b.State().String(), Drained: b.Drained(), Short: short, Long: long, Homed: homed}
 	p.watchMu.RLock()
 	w := p.watches[b]
