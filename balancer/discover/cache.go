@@ -57,7 +57,7 @@ func decodeCache(b []byte, loopback bool) (map[string][]netip.AddrPort, error) {
 // readCache reads the cache file. One that does not exist holds nothing.
 func readCache(path string, loopback bool) (map[string][]netip.AddrPort, error) {
 	// Not to wait for the writer of a named pipe.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator names it
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -103,7 +103,7 @@ func writeCache(path string, content []byte) (err error) {
 	if err := os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
-	d, err := os.Open(dir) //nolint:gosec // likewise
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

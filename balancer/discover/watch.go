@@ -97,7 +97,7 @@ func newSliceSource(o *EndpointSlices, loopback bool) *sliceSource {
 }
 
 func jittered(d time.Duration) time.Duration {
-	return d/2 + rand.N(d) //nolint:gosec // no secret
+	return d/2 + rand.N(d)
 }
 
 // retryElsewhere tells what another backend may do better.
@@ -266,7 +266,7 @@ func (s *sliceSource) watch(ctx context.Context, set *sliceSet, tell tell) error
 
 // watchOnce returns nil where the watch ended as watches do.
 func (s *sliceSource) watchOnce(ctx context.Context, set *sliceSet, tell tell) error {
-	lasts := watchFor + rand.N(watchFor/2) //nolint:gosec // no secret
+	lasts := watchFor + rand.N(watchFor/2)
 	ctx, cancel := context.WithTimeout(ctx, lasts+watchMargin)
 	defer cancel()
 	body, err := s.get(ctx, url.Values{

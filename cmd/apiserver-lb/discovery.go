@@ -86,7 +86,7 @@ func readKeyPair(certFile, keyFile string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, err := os.ReadFile(certFile) //nolint:gosec // the operator names it
+	cert, err := os.ReadFile(certFile)
 	if err != nil {
 		return nil, err
 	}
