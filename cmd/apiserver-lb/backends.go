@@ -199,7 +199,7 @@ func (p *process) replaceBackends(ctx, apply context.Context, run func(func() er
 	for b, s := range r.settings {
 		b.Reconfigure(s)
 	}
-	p.backends.Replace(backend.NewSet(p.config.Backends.SlowStart, r.list...))
+	p.useBackends(backend.NewSet(p.config.Backends.SlowStart, r.list...), r)
 	p.relay.Resettle()
 	for _, b := range r.removed {
 		run(func() error {

@@ -135,6 +135,24 @@ func (p *process) operation(do func(*backend.Backend, *http.Request) error) http
 	}
 }
 
+// useBackends puts another set of backends in the place of the one in use. What an operator has drained is
+// known by its name, so that a backend which is elsewhere now, or has another server name,
+// stays drained.
+func (p *process) useBackends(set *backend.Set, r change) {
+	p.operating.Lock() // a wish is done before this, or to the new set
+	defer p.operating.Unlock()
+	for _, b := range r.added {
+		i := slices.IndexFunc(r.removed, func(o *backend.Backend) bool { return o.Name == b.Name })
+		if i < 0 {
+			continue
+		}
+		if since := r.removed[i].Drained(); !since.IsZero() {
+			b.Drain(since)
+		}
+	}
+	p.backends.Replace(set)
+}
+
 // drainedVariable is the environment variable in which a process tells its successor which
 // backends are drained: their names, as a list in JSON.
 const drainedVariable = "APISERVERLB_DRAINED"

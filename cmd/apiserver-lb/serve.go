@@ -161,7 +161,9 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 	defer l.Close()
 	if l.control != nil {
 		defer func() {
-			if !p.ready.handedOver.Load() {
+			// A successor that ends before it has taken over leaves it to its predecessor.
+			mine := p.predecessor == nil || p.ready.serving.Load()
+			if mine && !p.ready.handedOver.Load() {
 				_ = os.Remove(l.control.Addr().String()) // the next process does where this one cannot
 			}
 		}()
@@ -206,7 +208,8 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	}
 	p.pages = newPages(p.state, p.history.state)
 	p.admin = newAdminServer(adminHandler(p.ready, p.telemetry.handler, p.serveState, p.pages))
-	p.operate = newAdminServer(p.operateHandler())
+	p.operate = newAdminServer(ofPeers(log, p.operateHandler()))
+	p.operate.ConnContext = withPeer
 
 	opened := func(b *backend.Backend, cr balancer.Credential, delta int64) {
 		metrics.BackendConnections(b.Name, cr, delta)
@@ -657,9 +660,9 @@ func (p *process) drain(ctx context.Context, signals *signals, delay time.Durati
 		p.log.Warn("connections cut at the end of the grace period", "connections", cut)
 	}
 	p.pages.end()
-	ended, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = p.admin.Shutdown(ended) // what is left is closed
+	closing, closed := context.WithTimeout(context.Background(), time.Second)
+	defer closed()
+	_ = p.admin.Shutdown(closing) // what is left is closed
 	p.admin.Close()
 	p.operate.Close()
 }
