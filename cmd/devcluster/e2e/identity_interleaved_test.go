@@ -3,6 +3,7 @@ package e2e
 import (
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"regexp"
 	"slices"
@@ -178,11 +179,15 @@ func TestInterleavedIdentities(t *testing.T) {
 
 // TestGoodTokenAmongBad: kube-apiserver ends the connection of each bad token and
 // of each anonymous request; somebody with a good token does not notice 500 of
-// them a second. What they cost where there is no balancer is told beside it.
+// them a second. What they cost where there is no balancer is told beside it, and what
+// remains of that where requestLimits keep most of them from kube-apiserver.
 func TestGoodTokenAmongBad(t *testing.T) {
-	among := func(t *testing.T, bases ...string) {
+	among := func(t *testing.T, limited bool, bases ...string) {
 		measure := func(requests int) (p99 time.Duration) {
 			alice := voice{caller{}.client(t, "HTTP/2.0"), bearer("alice"), "alice"}
+			if limited { // she is elsewhere than the others
+				alice.hc.Transport.(*http.Transport).DialContext = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 77)}}).DialContext
+			}
 			took := make([]time.Duration, requests)
 			for i := range requests {
 				began := time.Now()
@@ -200,7 +205,7 @@ func TestGoodTokenAmongBad(t *testing.T) {
 		const workers, interval = 10, 20 * time.Millisecond // 500 requests a second
 		stop := make(chan struct{})
 		var wg sync.WaitGroup
-		var bad, unexpected atomic.Int64
+		var bad, unexpected, turnedAway atomic.Int64
 		for i := range workers {
 			who := voice{caller{}.client(t, "HTTP/2.0"), "Bearer nobody-knows-this", unauthorized}
 			if i%2 == 0 {
@@ -215,7 +220,10 @@ func TestGoodTokenAmongBad(t *testing.T) {
 						return
 					case <-tick.C:
 					}
-					if got, _ := who.speak(bases[i%len(bases)], turn); got != who.want {
+					switch got, problem := who.speak(bases[i%len(bases)], turn); {
+					case limited && strings.HasSuffix(problem, ": 429"):
+						turnedAway.Add(1)
+					case got != who.want:
 						unexpected.Add(1)
 					}
 					bad.Add(1)
@@ -228,17 +236,26 @@ func TestGoodTokenAmongBad(t *testing.T) {
 		busy := measure(300)
 		close(stop)
 		wg.Wait()
-		t.Logf("p99 of alice: %v, and %v beside %d bad requests, %d of which had another answer than 401 or 403", quiet, busy, bad.Load(), unexpected.Load())
+		t.Logf("p99 of alice: %v, and %v beside %d bad requests, %d of which had another answer than 401 or 403, and %d were refused by a limit", quiet, busy, bad.Load(), unexpected.Load(), turnedAway.Load())
+		if limited && turnedAway.Load() < bad.Load()/2 {
+			t.Errorf("of %d bad requests the limit has refused %d", bad.Load(), turnedAway.Load())
+		}
 		if n := unexpected.Load(); n > 0 {
 			t.Errorf("%d of %d bad requests had another answer than 401 or 403", n, bad.Load())
 		}
 	}
-	t.Run("through", func(t *testing.T) { among(t, lb.URL) })
+	t.Run("through", func(t *testing.T) { among(t, false, lb.URL) })
+	t.Run("through, limited", func(t *testing.T) {
+		own := ownBalancer(t, func(config map[string]any) {
+			config["requestLimits"] = map[string]any{"rate": 20, "burst": 20, "overrides": []any{map[string]any{"sources": []any{"127.0.0.77/32"}}}}
+		})
+		among(t, true, own.URL)
+	})
 	t.Run("directly", func(t *testing.T) {
 		var bases []string
 		for _, a := range shared.Apiservers() {
 			bases = append(bases, a.URL())
 		}
-		among(t, bases...)
+		among(t, false, bases...)
 	})
 }
