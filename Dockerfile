@@ -15,6 +15,7 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY balancer balancer/
 COPY cmd/apiserver-lb cmd/apiserver-lb/
+COPY cmd/internal cmd/internal/
 COPY configs configs/
 COPY health health/
 COPY tlsconf tlsconf/
