@@ -21,25 +21,28 @@ import (
 
 // documented is README.md's table of metrics: the labels of each, sorted.
 var documented = map[string]string{
-	"apiserver_lb_requests_total":                       "backend class code credential verb",
-	"apiserver_lb_request_duration_seconds":             "backend class verb",
-	"apiserver_lb_requests_in_flight":                   "class",
-	"apiserver_lb_retries_total":                        "backend reason",
-	"apiserver_lb_refusals_total":                       "reason",
-	"apiserver_lb_client_connections":                   "",
-	"apiserver_lb_backend_connections":                  "backend credential",
-	"apiserver_lb_backend_state":                        "backend state",
-	"apiserver_lb_backend_in_flight":                    "backend class",
-	"apiserver_lb_backend_homed_connections":            "backend",
-	"apiserver_lb_backend_drained":                      "backend",
-	"apiserver_lb_memory_short":                         "",
-	"apiserver_lb_access_log_dropped_total":             "",
-	"apiserver_lb_panic_mode":                           "",
-	"apiserver_lb_probes_total":                         "backend verdict",
-	"apiserver_lb_probe_duration_seconds":               "backend",
-	"apiserver_lb_backend_info":                         "address backend weight zone",
-	"apiserver_lb_build_info":                           "goversion version",
-	"apiserver_lb_certificate_expiry_timestamp_seconds": "file use",
+	"apiserver_lb_requests_total":                           "backend class code credential verb",
+	"apiserver_lb_request_duration_seconds":                 "backend class verb",
+	"apiserver_lb_requests_in_flight":                       "class",
+	"apiserver_lb_retries_total":                            "backend reason",
+	"apiserver_lb_refusals_total":                           "reason",
+	"apiserver_lb_client_connections":                       "",
+	"apiserver_lb_backend_connections":                      "backend credential",
+	"apiserver_lb_backend_state":                            "backend state",
+	"apiserver_lb_backend_in_flight":                        "backend class",
+	"apiserver_lb_backend_homed_connections":                "backend",
+	"apiserver_lb_backend_drained":                          "backend",
+	"apiserver_lb_memory_short":                             "",
+	"apiserver_lb_access_log_dropped_total":                 "",
+	"apiserver_lb_discovery_backends":                       "source",
+	"apiserver_lb_discovery_last_success_timestamp_seconds": "source",
+	"apiserver_lb_discovery_failures_total":                 "reason source",
+	"apiserver_lb_panic_mode":                               "",
+	"apiserver_lb_probes_total":                             "backend verdict",
+	"apiserver_lb_probe_duration_seconds":                   "backend",
+	"apiserver_lb_backend_info":                             "address backend weight zone",
+	"apiserver_lb_build_info":                               "goversion version",
+	"apiserver_lb_certificate_expiry_timestamp_seconds":     "file use",
 }
 
 // TestDocumentedMetrics compares README.md with the table of these tests.
@@ -128,6 +131,7 @@ func TestMetrics(t *testing.T) {
 	early := authority(t, "old-client-ca", until(time.Now().Add(1000*time.Hour)))
 	clientCA := replace(t, s.dir, "client-ca.crt", certPEM(s.pki.clientCA, early))
 	s.set("accessLog.output", filepath.Join(t.TempDir(), "access.log"))
+	s.set("backends.discovery", map[string]any{"dns": []any{map[string]any{"address": "nowhere.invalid:6443"}}})
 	s.apis[1].set(500, 200)
 	r := s.startReady()
 	r.log.await(t, became(s.apis[1], "draining"))
@@ -202,6 +206,7 @@ func TestMetrics(t *testing.T) {
 	eventually(t, "the end of the watch is counted", func() bool {
 		return series(r.scrape()["apiserver_lb_requests_in_flight"])[`class="long"`] == 0
 	})
+	eventually(t, "a name that is not there is counted", func() bool { return r.scrape()["apiserver_lb_discovery_failures_total"] != nil })
 	families = r.scrape()
 	if d := cmp.Diff(map[string]float64{`backend="api-0" reason="lost"`: 1}, series(families["apiserver_lb_retries_total"])); d != "" {
 		t.Errorf("apiserver_lb_retries_total (-want +got):\n%s", d)

@@ -247,7 +247,7 @@ func TestGoodTokenAmongBad(t *testing.T) {
 	t.Run("through", func(t *testing.T) { among(t, false, lb.URL) })
 	t.Run("through, limited", func(t *testing.T) {
 		own := ownBalancer(t, func(config map[string]any) {
-			config["requestLimits"] = map[string]any{"rate": 20, "burst": 20, "overrides": []any{map[string]any{"sources": []any{"127.0.0.77/32"}}}}
+			config["requestLimits"] = map[string]any{"overrides": []any{map[string]any{"sources": []any{"127.0.0.1/32"}, "rate": 20, "burst": 20}}}
 		})
 		among(t, true, own.URL)
 	})

@@ -92,24 +92,28 @@ func (all samples) value(name string, labels ...string) float64 {
 
 // documented are the metrics of the README's table, with their labels.
 var documented = map[string][]string{
-	"apiserver_lb_requests_total":                       {"backend", "class", "code", "credential", "verb"},
-	"apiserver_lb_request_duration_seconds":             {"backend", "class", "verb"},
-	"apiserver_lb_requests_in_flight":                   {"class"},
-	"apiserver_lb_retries_total":                        {"backend", "reason"},
-	"apiserver_lb_refusals_total":                       {"reason"},
-	"apiserver_lb_client_connections":                   {},
-	"apiserver_lb_backend_connections":                  {"backend", "credential"},
-	"apiserver_lb_backend_state":                        {"backend", "state"},
-	"apiserver_lb_backend_in_flight":                    {"backend", "class"},
-	"apiserver_lb_backend_homed_connections":            {"backend"},
-	"apiserver_lb_backend_drained":                      {"backend"},
-	"apiserver_lb_memory_short":                         {},
-	"apiserver_lb_panic_mode":                           {},
-	"apiserver_lb_probes_total":                         {"backend", "verdict"},
-	"apiserver_lb_probe_duration_seconds":               {"backend"},
-	"apiserver_lb_certificate_expiry_timestamp_seconds": {"file", "use"},
-	"apiserver_lb_backend_info":                         {"address", "backend", "weight", "zone"},
-	"apiserver_lb_build_info":                           {"goversion", "version"},
+	"apiserver_lb_requests_total":                           {"backend", "class", "code", "credential", "verb"},
+	"apiserver_lb_request_duration_seconds":                 {"backend", "class", "verb"},
+	"apiserver_lb_requests_in_flight":                       {"class"},
+	"apiserver_lb_retries_total":                            {"backend", "reason"},
+	"apiserver_lb_refusals_total":                           {"reason"},
+	"apiserver_lb_client_connections":                       {},
+	"apiserver_lb_backend_connections":                      {"backend", "credential"},
+	"apiserver_lb_backend_state":                            {"backend", "state"},
+	"apiserver_lb_backend_in_flight":                        {"backend", "class"},
+	"apiserver_lb_backend_homed_connections":                {"backend"},
+	"apiserver_lb_backend_drained":                          {"backend"},
+	"apiserver_lb_access_log_dropped_total":                 {},
+	"apiserver_lb_discovery_backends":                       {"source"},
+	"apiserver_lb_discovery_failures_total":                 {"reason", "source"},
+	"apiserver_lb_discovery_last_success_timestamp_seconds": {"source"},
+	"apiserver_lb_memory_short":                             {},
+	"apiserver_lb_panic_mode":                               {},
+	"apiserver_lb_probes_total":                             {"backend", "verdict"},
+	"apiserver_lb_probe_duration_seconds":                   {"backend"},
+	"apiserver_lb_certificate_expiry_timestamp_seconds":     {"file", "use"},
+	"apiserver_lb_backend_info":                             {"address", "backend", "weight", "zone"},
+	"apiserver_lb_build_info":                               {"goversion", "version"},
 }
 
 // TestMetrics compares what /metrics says after known traffic with the traffic and
@@ -153,9 +157,12 @@ func TestMetrics(t *testing.T) {
 		return nil
 	})
 
-	// A retry takes a backend that is gone and not yet known to be.
+	// A retry takes a backend that is gone and not yet known to be. This one keeps an access
+	// log too, and looks for a name that is not there.
 	lone := ownBalancerNamed(t, "TestMetrics-retry", func(config map[string]any) {
 		section(config, "backends")["policy"] = "round-robin"
+		section(section(config, "backends"), "discovery")["dns"] = []any{map[string]any{"address": "nowhere.invalid:6443"}}
+		section(config, "accessLog")["output"] = filepath.Join(t.TempDir(), "access.log")
 	})
 	victim := shared.Apiserver(3)
 	t.Cleanup(func() { repair(t, victim) })
