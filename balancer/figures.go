@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Figures are what a backend has done since the process began. They are counted beside
-// the instruments, for whoever shows them every few seconds: to gather all series takes
-// tenths of a second where there are thousands.
+// Figures are what a backend has done since the process began, for whoever shows it every
+// few seconds: to gather all series of the instruments takes tenths of a second where there
+// are thousands.
 type Figures struct {
 	// Durations are how many short requests have ended within each of DurationBounds, and
 	// beyond the last of them.
@@ -85,7 +85,7 @@ type Totals struct {
 
 // Totals returns them as they are now.
 func (m *Metrics) Totals() Totals {
-	t := Totals{Clients: m.open.Load(), InFlight: map[string]int64{}, Refusals: map[string]int64{}, Backends: map[string]Figures{}}
+	t := Totals{Clients: m.open.n.Load(), InFlight: map[string]int64{}, Refusals: map[string]int64{}, Backends: map[string]Figures{}}
 	for c := range m.inFlight {
 		t.InFlight[Class(c).String()] = m.inFlight[c].n.Load()
 	}

@@ -20,21 +20,28 @@ import (
 // namespaces and user agents stay out, and unknown verbs are "other".
 type Metrics struct {
 	duration metric.Float64Histogram
-	retries  metric.Int64Counter
-	refusals metric.Int64Counter
-	clients  metric.Int64UpDownCounter
 	backends metric.Int64UpDownCounter
 
-	// What every request counts is counted here, and read when somebody asks: an
-	// instrument that looks its attributes up anew costs a tenth of a small request.
+	// The rest is counted here, and read when somebody asks (Totals, the instruments): one
+	// that looks its attributes up anew costs a tenth of a small request.
 	requests atomic.Pointer[map[requestKey]*requestSeries] // replaced as a whole, under mu
 	figures  atomic.Pointer[map[string]*figures]           // likewise, by backend
 	refused  sync.Map                                      // of *atomic.Int64, by reason
-	open     atomic.Int64                                  // client connections
+	open     level                                         // client connections
 	mu       sync.Mutex
-	inFlight [classCount]struct {
-		n    atomic.Int64
-		used atomic.Bool
+	inFlight [classCount]level
+}
+
+// level is a number that goes up and down. Until it first does it is not told.
+type level struct {
+	n    atomic.Int64
+	used atomic.Bool
+}
+
+func (l *level) add(delta int64) {
+	l.n.Add(delta)
+	if !l.used.Load() {
+		l.used.Store(true)
 	}
 }
 
@@ -69,12 +76,15 @@ func NewMetrics(m metric.Meter) (*Metrics, error) {
 	inFlight, err := m.Int64ObservableUpDownCounter("apiserver_lb.requests.in_flight",
 		metric.WithDescription("Requests in flight, by class."))
 	errs[2] = err
-	x.retries, errs[3] = m.Int64Counter("apiserver_lb.retries",
+	retries, err := m.Int64ObservableCounter("apiserver_lb.retries",
 		metric.WithDescription("Requests sent to another backend, by the backend that failed and how it failed."))
-	x.refusals, errs[4] = m.Int64Counter("apiserver_lb.refusals",
+	errs[3] = err
+	refusals, err := m.Int64ObservableCounter("apiserver_lb.refusals",
 		metric.WithDescription("Requests that the balancer answered or ended itself, and client connections that it closed, by reason."))
-	x.clients, errs[5] = m.Int64UpDownCounter("apiserver_lb.client.connections",
+	errs[4] = err
+	clients, err := m.Int64ObservableUpDownCounter("apiserver_lb.client.connections",
 		metric.WithDescription("Open client connections."))
+	errs[5] = err
 	x.backends, errs[6] = m.Int64UpDownCounter("apiserver_lb.backend.connections",
 		metric.WithDescription("Open connections to backends, by backend and credential."))
 	_, errs[7] = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
@@ -86,8 +96,22 @@ func NewMetrics(m metric.Meter) (*Metrics, error) {
 				o.ObserveInt64(inFlight, f.n.Load(), metric.WithAttributes(attribute.String("class", Class(c).String())))
 			}
 		}
+		for backend, f := range *x.figures.Load() {
+			for e := range f.retried {
+				if n := f.retried[e].Load(); n > 0 {
+					o.ObserveInt64(retries, n, metric.WithAttributes(attribute.String("backend", backend), attribute.String("reason", eventNames[e])))
+				}
+			}
+		}
+		x.refused.Range(func(reason, n any) bool {
+			o.ObserveInt64(refusals, n.(*atomic.Int64).Load(), metric.WithAttributes(attribute.String("reason", reason.(string))))
+			return true
+		})
+		if x.open.used.Load() {
+			o.ObserveInt64(clients, x.open.n.Load())
+		}
 		return nil
-	}, requests, inFlight)
+	}, requests, inFlight, retries, refusals, clients)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
@@ -170,19 +194,10 @@ func codeLabel(code int) string {
 }
 
 // InFlight counts requests in (1) and out (-1).
-func (m *Metrics) InFlight(c Class, delta int64) {
-	f := &m.inFlight[c]
-	f.n.Add(delta)
-	if !f.used.Load() {
-		f.used.Store(true)
-	}
-}
+func (m *Metrics) InFlight(c Class, delta int64) { m.inFlight[c].add(delta) }
 
 // Retried counts a request that is sent to another backend after the event.
-func (m *Metrics) Retried(backend string, e Event) {
-	m.figuresOf(backend).retried[e].Add(1)
-	m.retries.Add(context.Background(), 1, metric.WithAttributeSet(attribute.NewSet(attribute.String("backend", backend), attribute.String("reason", e.String()))))
-}
+func (m *Metrics) Retried(backend string, e Event) { m.figuresOf(backend).retried[e].Add(1) }
 
 // Refused counts a request that the balancer answered or ended itself, or a connection
 // that it closed.
@@ -192,14 +207,10 @@ func (m *Metrics) Refused(reason string) {
 		n, _ = m.refused.LoadOrStore(reason, new(atomic.Int64))
 	}
 	n.(*atomic.Int64).Add(1)
-	m.refusals.Add(context.Background(), 1, metric.WithAttributeSet(attribute.NewSet(attribute.String("reason", reason))))
 }
 
 // ClientConnections counts client connections opened (1) and closed (-1).
-func (m *Metrics) ClientConnections(delta int64) {
-	m.open.Add(delta)
-	m.clients.Add(context.Background(), delta)
-}
+func (m *Metrics) ClientConnections(delta int64) { m.open.add(delta) }
 
 // BackendConnections counts connections to a backend opened (1) and closed (-1).
 func (m *Metrics) BackendConnections(backend string, c Credential, delta int64) {

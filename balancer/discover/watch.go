@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -227,15 +228,7 @@ func (s *sliceSource) run(ctx context.Context, tell tell) {
 
 func isFailure(err error, reasons ...string) bool {
 	var f *Failure
-	if !errors.As(err, &f) {
-		return false
-	}
-	for _, r := range reasons {
-		if f.Reason == r {
-			return true
-		}
-	}
-	return false
+	return errors.As(err, &f) && slices.Contains(reasons, f.Reason)
 }
 
 func (s *sliceSource) list(ctx context.Context) (*sliceSet, error) {

@@ -181,8 +181,7 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 			s.f.Log.Debug("no header of the PROXY protocol that can be used", "peer", c.RemoteAddr().String(), "err", err)
 		}
 		if err != nil || !s.count(client) {
-			s.forget(t)
-			c.Close()
+			s.drop(t, client)
 			return
 		}
 	}
@@ -190,23 +189,17 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 	defer cancel()
 	if away := client.Source.Wait(ctx); away != nil {
 		s.turnedAway(away)
-		s.forget(t)
-		client.Source.Close(time.Now())
-		c.Close()
+		s.drop(t, client)
 		return
 	}
 	if err := t.HandshakeContext(ctx); err != nil {
-		s.forget(t)
-		client.Source.Close(time.Now())
-		c.Close()
+		s.drop(t, client)
 		s.f.Log.Debug("TLS handshake failed", "peer", client.Peer.String(), "err", err)
 		return
 	}
 	if away := client.Source.Shown(t.ConnectionState().PeerCertificates, time.Now()); away != nil {
 		s.turnedAway(away)
-		s.forget(t)
-		client.Source.Close(time.Now())
-		c.Close()
+		s.drop(t, client)
 		return
 	}
 	h2 := t.ConnectionState().NegotiatedProtocol == "h2" && s.HTTP2.Suits()
@@ -228,6 +221,13 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 		t.Close()
 		s.ended(t)
 	}
+}
+
+// drop closes a connection that has not become a client's.
+func (s *Server) drop(t *tls.Conn, client *balancer.Client) {
+	s.forget(t)
+	client.Source.Close(time.Now())
+	t.NetConn().Close()
 }
 
 func (s *Server) serveHTTP2(t *tls.Conn, client *balancer.Client) {

@@ -17,11 +17,7 @@ const lapseGrace = 2 * time.Second
 // Chains are verified outside the shards' locks: after such a change that is a
 // signature check or more for each connection.
 func (r *Relay) EndLapsed() {
-	var all []*clientConn
-	for _, sh := range r.shards {
-		all = sh.appendCertified(all)
-	}
-	for _, cc := range balancer.AssertedFirst(all, func(cc *clientConn) *balancer.Client { return cc.client }) {
+	for _, cc := range balancer.AssertedFirst(r.certified(), func(cc *clientConn) *balancer.Client { return cc.client }) {
 		l := cc.client.Lapsed(r.Core.Verifier, cc.chain)
 		if l == nil {
 			continue
@@ -35,7 +31,14 @@ func (r *Relay) EndLapsed() {
 	}
 }
 
-// appendCertified adds the connections whose clients have shown certificates.
+// certified returns the connections whose clients have shown certificates.
+func (r *Relay) certified() (list []*clientConn) {
+	for _, sh := range r.shards {
+		list = sh.appendCertified(list)
+	}
+	return list
+}
+
 func (sh *shard) appendCertified(list []*clientConn) []*clientConn {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -85,11 +88,7 @@ func (cc *clientConn) lapse(l *balancer.Lapse) (watches, others int) {
 // CertificateUses tells of each connection as whose client certificate's user requests have
 // come.
 func (r *Relay) CertificateUses(add func(balancer.CertificateUse)) {
-	var all []*clientConn
-	for _, sh := range r.shards {
-		all = sh.appendCertified(all)
-	}
-	for _, cc := range all {
+	for _, cc := range r.certified() {
 		if u, ok := cc.client.CertificateUse(cc.chain); ok {
 			add(u)
 		}

@@ -12,8 +12,9 @@ const stallLooks = 4
 //
 // Long-running requests are not ended so: a watch whose window is shut cannot be told
 // from one with a slow reader, holds no more than its window here, and kube-apiserver
-// ends a watch that falls behind. Where the answer is a refusal, nothing runs. A socket of which nothing is read at all is ended by
-// TCP_USER_TIMEOUT, and by the PING that then has no answer.
+// ends a watch that falls behind. Where the answer is a refusal, nothing runs. A socket of
+// which nothing is read at all is ended by TCP_USER_TIMEOUT, and by the PING that then has
+// no answer.
 func (cc *clientConn) lookForStalls() {
 	if cc.streams.n == 0 || cc.sh.now.Before(cc.lookAt) {
 		return
