@@ -33,21 +33,24 @@ func TestNoDescriptorLeft(t *testing.T) {
 			c.hangUp()
 		}
 	}()
-	upgrade := func() *peer {
-		c, err := r.tryConnect("http/1.1")
-		if err != nil {
-			return nil
-		}
+	upgrade := func(c *peer) {
 		fmt.Fprintf(&c.Out, "GET %s HTTP/1.1\r\nHost: kubernetes\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", heldPath)
 		c.flush()
-		return c
 	}
-	// Again and again, for on a busy machine clients come faster than their upgrades, which
-	// are then refused.
+	// Two at a time, since an upgrade takes two and one place may be over; and again and
+	// again, since on a busy machine clients come faster than their upgrades, which are then
+	// refused.
 	eventually(t, "upgrades take what they may", func() bool {
-		if c := upgrade(); c != nil {
-			flood = append(flood, c)
+		var pair []*peer
+		for range 2 {
+			if c, err := r.tryConnect("http/1.1"); err == nil {
+				pair = append(pair, c)
+			}
 		}
+		for _, c := range pair {
+			upgrade(c)
+		}
+		flood = append(flood, pair...)
 		return len(r.log.list(said("clients are turned away: there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)"))) > 0
 	})
 	if n := openFiles(t, r.pid); n > descriptors-4 {
@@ -103,11 +106,12 @@ func TestNoDescriptorLeft(t *testing.T) {
 		}
 		return r.served().Equal(renewed.Certificate)
 	})
-	c := upgrade()
-	if c == nil {
-		t.Fatal("no upgrade any more")
+	c, err := r.tryConnect("http/1.1")
+	if err != nil {
+		t.Fatal(err)
 	}
 	defer c.hangUp()
+	upgrade(c)
 	eventually(t, "an upgrade goes through", func() bool { return r.backend.inFlight.Load() == 1 })
 	if took := time.Since(begin); took > 5*time.Second {
 		t.Errorf("it took %s", took)
