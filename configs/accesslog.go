@@ -71,9 +71,8 @@ func checkAccessLog(l *AccessLog) Errors {
 			errs.add(problem(fmt.Sprintf("accessLog.verbs[%d]", i), v, "there is no such verb", "write some of "+strings.Join(loggedVerbs, ", ")))
 		}
 	}
-	if !(l.Ratio >= 0 && l.Ratio <= 1) {
-		errs.add(problem("accessLog.ratio", formatNumber(l.Ratio), "the ratio is a share from 0 to 1", "write 0.01 for one request in a hundred"))
-	} else if l.Ratio == 0 && l.Output != "" && len(l.Always.Codes) == 0 && l.Always.SlowerThan == 0 {
+	errs = append(errs, ratio("accessLog.ratio", l.Ratio)...)
+	if l.Ratio == 0 && l.Output != "" && len(l.Always.Codes) == 0 && l.Always.SlowerThan == 0 {
 		errs.add(problem("accessLog.ratio", "0", "nothing would be logged", "write a larger ratio, or set accessLog.always, or remove accessLog.output"))
 	}
 	for i, c := range l.Always.Codes {

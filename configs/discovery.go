@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"time"
 )
 
@@ -96,9 +95,7 @@ func checkDiscovery(b *Backends) Errors {
 	d := &b.Discovery
 	errs := checkDNSNames(b)
 	errs = append(errs, checkEndpointSlices(b)...)
-	if f := d.CacheFile; f != "" && !filepath.IsAbs(f) {
-		errs.add(problem(key+".cacheFile", f, "the path is not absolute", "begin it with /, as /var/lib/apiserver-lb/backends.json"))
-	}
+	errs = append(errs, absolute(key+".cacheFile", d.CacheFile, "/var/lib/apiserver-lb/backends.json")...)
 	if !d.Configured() && d.CacheFile != "" {
 		errs.add(problem(key+".cacheFile", d.CacheFile, "nothing is discovered that could be kept", "set backends.discovery.dns or backends.discovery.endpointSlices.enabled, or remove the key"))
 	}

@@ -47,9 +47,7 @@ func checkOTLP(o *OTLP) Errors {
 	} else if o.CAFile != "" || o.HeadersFile != "" || o.MetricsInterval != 0 || len(o.TraceParents) > 0 {
 		errs.add(required("otlp.endpoint", "write the URL of a collector, such as https://collector.example.com:4318, or remove the other keys of otlp"))
 	}
-	if !(o.TraceRatio >= 0 && o.TraceRatio <= 1) {
-		errs.add(problem("otlp.traceRatio", formatNumber(o.TraceRatio), "the ratio is a share from 0 to 1", "write 0.01 for one request in a hundred"))
-	}
+	errs = append(errs, ratio("otlp.traceRatio", o.TraceRatio)...)
 	if o.MetricsInterval != 0 {
 		errs = append(errs, between("otlp.metricsInterval", o.MetricsInterval, time.Second, time.Hour)...)
 	}

@@ -53,11 +53,10 @@ func checkListeners(c *Config) Errors {
 	if err == nil && adminErr == nil && sameListener(host, port, adminHost, adminPort) {
 		errs.add(problem("admin.listen", c.Admin.Listen, "this collides with listen ("+c.Listen+")", "give the two listeners different ports"))
 	}
-	switch s := c.Admin.Socket; {
-	case s == "":
-	case !filepath.IsAbs(s):
-		errs.add(problem("admin.socket", s, "the path is not absolute", "begin it with /, as /run/apiserver-lb/control.sock"))
-	case len(s) > maxSocketPath:
+	s := c.Admin.Socket
+	if relative := absolute("admin.socket", s, "/run/apiserver-lb/control.sock"); relative != nil {
+		errs = append(errs, relative...)
+	} else if len(s) > maxSocketPath {
 		errs.add(problem("admin.socket", s, fmt.Sprintf("the path has %d bytes, and a socket's at most %d", len(s), maxSocketPath), "choose a shorter one"))
 	}
 	return errs
@@ -304,6 +303,22 @@ func inRange(key string, value, least, most int64) Errors {
 		return nil
 	}
 	return Errors{problem(key, strconv.FormatInt(value, 10), "the number is out of range", fmt.Sprintf("write one from %d to %d", least, most))}
+}
+
+// ratio checks a share of all requests.
+func ratio(key string, r float64) Errors {
+	if r >= 0 && r <= 1 { // which NaN is not
+		return nil
+	}
+	return Errors{problem(key, formatNumber(r), "the ratio is a share from 0 to 1", "write 0.01 for one request in a hundred")}
+}
+
+// absolute checks a path, which may be empty.
+func absolute(key, path, example string) Errors {
+	if path == "" || filepath.IsAbs(path) {
+		return nil
+	}
+	return Errors{problem(key, path, "the path is not absolute", "begin it with /, as "+example)}
 }
 
 func positive(key string, d time.Duration) Errors {
