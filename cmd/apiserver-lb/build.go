@@ -296,13 +296,3 @@ func descriptors() uint64 {
 	}
 	return l.Cur
 }
-
-// monotonicMicroseconds is the time that systemd wants beside RELOADING=1
-// (sd_notify(3)).
-func monotonicMicroseconds() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0
-	}
-	return ts.Nano() / int64(time.Microsecond)
-}

@@ -60,9 +60,6 @@ func newCheck() *cobra.Command {
 
 // probeAll asks every backend once, as the health checks do, and prints a table.
 func probeAll(ctx context.Context, w io.Writer, c *configs.Config, store *tlsconf.Store) error {
-	if ctx == nil {
-		ctx = context.Background()
-	}
 	looking := *c
 	looking.Backends.Discovery.CacheFile = "" // it is the running balancer's
 	discovery, err := newDiscovery(&looking, store, func() []*backend.Backend { return nil }, nil, slog.New(slog.DiscardHandler))

@@ -176,13 +176,12 @@ func (f *drainFlags) await(ctx context.Context, socket string, b *backendState, 
 		case <-ctx.Done():
 			return fmt.Errorf("%d short and %d long requests still run on %s; it stays drained", b.Short, b.Long, b.Name)
 		}
-		var err error
-		was := b
-		if b, err = operate(ctx, http.MethodGet, socket, "/backend", url.Values{"backend": {was.Name}}); err != nil {
-			if ctx.Err() == nil {
-				return err
-			}
-			b = was // the next look at ctx says it
+		now, err := operate(ctx, http.MethodGet, socket, "/backend", url.Values{"backend": {b.Name}})
+		switch {
+		case err == nil:
+			b = now
+		case ctx.Err() == nil:
+			return err // else the next look at ctx says it
 		}
 		if b.Drained.IsZero() {
 			return fmt.Errorf("%s is not drained any more", b.Name)

@@ -31,7 +31,8 @@ type history struct {
 	worst   map[string]health.State    // since the last point, by backend; absent: it has not changed
 	changes []stateChange              // the latest last
 	uses    []clientCertificate
-	more    int // that are not in uses
+	more    int       // that are not in uses
+	counted time.Time // when these two were found; zero: nobody has asked
 }
 
 // sample is what the process had done at a time.
@@ -142,13 +143,26 @@ func letter(s health.State, drained bool) byte {
 	return 'u'
 }
 
-// told returns the changes, the latest first, and the client certificates in use.
-func (h *history) told() (changes []stateChange, uses []clientCertificate, more int) {
+// latest returns the changes, the latest first.
+func (h *history) latest() []stateChange {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	changes = slices.Clone(h.changes)
+	changes := slices.Clone(h.changes)
 	slices.Reverse(changes)
-	return changes, h.uses, h.more
+	return changes
+}
+
+// inUse returns the client certificates in use, those that expire first where there are many,
+// and how many others there are. each tells of all connections: it is called anew when that
+// was sampleEvery ago, for those who look and not for nobody.
+func (h *history) inUse(now time.Time, each func(func(balancer.CertificateUse))) (uses []clientCertificate, more int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.counted.IsZero() || now.Sub(h.counted) >= sampleEvery {
+		h.uses, h.more = countUses(each)
+		h.counted = now
+	}
+	return h.uses, h.more
 }
 
 // state returns what the page draws.
@@ -202,8 +216,7 @@ func sum(list []int64) (total int64) {
 	return total
 }
 
-// count keeps the client certificates in use, those that expire first where there are many.
-func (h *history) count(each func(func(balancer.CertificateUse))) {
+func countUses(each func(func(balancer.CertificateUse))) (shown []clientCertificate, more int) {
 	connections := map[balancer.CertificateUse]int{}
 	each(func(u balancer.CertificateUse) { connections[u]++ })
 	uses := make([]clientCertificate, 0, len(connections))
@@ -213,10 +226,8 @@ func (h *history) count(each func(func(balancer.CertificateUse))) {
 	slices.SortFunc(uses, func(a, b clientCertificate) int {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.User, b.User), cmp.Compare(a.Serial, b.Serial))
 	})
-	shown := min(len(uses), maxUses)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.uses, h.more = slices.Clone(uses[:shown]), len(uses)-shown
+	n := min(len(uses), maxUses)
+	return slices.Clone(uses[:n]), len(uses) - n
 }
 
 // keepHistory takes a sample from time to time.
@@ -225,10 +236,6 @@ func (p *process) keepHistory(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		p.history.take(p.metrics.Totals(), p.backends.Set().All(), time.Now())
-		p.history.count(func(add func(balancer.CertificateUse)) {
-			p.relay.CertificateUses(add)
-			p.server.CertificateUses(add)
-		})
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

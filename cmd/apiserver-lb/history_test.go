@@ -62,7 +62,7 @@ func TestHistory(t *testing.T) {
 	if want := strings.Repeat("r", 39) + "x" + strings.Repeat("r", 99) + strings.Repeat("o", 10) + strings.Repeat("d", 91); p.States != want {
 		t.Errorf("the states are %s\nwant           %s", p.States, want)
 	}
-	changes, _, _ := h.told()
+	changes := h.latest()
 	want := []stateChange{{at(100).Add(-time.Second), "a", "dead", "ready", "pass", nil, ""}, {at(100).Add(-2 * time.Second), "a", "ready", "dead", "unreachable", nil, "refused"}}
 	if d := cmp.Diff(want, changes); d != "" {
 		t.Error(d)
@@ -70,7 +70,7 @@ func TestHistory(t *testing.T) {
 	for range 3 * maxChanges {
 		h.changed("a", health.Change{})
 	}
-	if changes, _, _ := h.told(); len(changes) != maxChanges {
+	if changes := h.latest(); len(changes) != maxChanges {
 		t.Errorf("%d changes are kept", len(changes))
 	}
 	h.take(done(0, 0), nil, at(301))
@@ -81,16 +81,27 @@ func TestHistory(t *testing.T) {
 
 func TestCountCertificates(t *testing.T) {
 	h, end := newHistory(), time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
-	h.count(func(add func(balancer.CertificateUse)) {
+	calls := 0
+	each := func(add func(balancer.CertificateUse)) {
+		calls++
 		for i := range maxUses + 5 {
 			for range i + 1 {
 				add(balancer.CertificateUse{User: fmt.Sprintf("u%d", i), Serial: "1", NotAfter: end.Add(-time.Duration(i) * time.Hour)})
 			}
 		}
-	})
-	_, uses, more := h.told()
+	}
+	now := end.Add(-30 * 24 * time.Hour)
+	uses, more := h.inUse(now, each)
 	if len(uses) != maxUses || more != 5 || uses[0].User != "u54" || uses[0].Connections != 55 {
 		t.Errorf("%d, %d more, the first is %+v", len(uses), more, uses[0])
+	}
+	// Who asks again soon is told the same, and all connections are not gone through for it.
+	for after, want := range map[time.Duration]int{sampleEvery - 1: 1, sampleEvery: 2} {
+		h, calls = newHistory(), 0
+		h.inUse(now, each)
+		if again, _ := h.inUse(now.Add(after), each); calls != want || len(again) != maxUses {
+			t.Errorf("after %v: counted %d times, want %d; %d are told", after, calls, want, len(again))
+		}
 	}
 }
 

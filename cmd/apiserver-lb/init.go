@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -55,15 +53,11 @@ func (f *initFlags) run(cmd *cobra.Command) error {
 	}
 	if f.output != toStdout && !f.force {
 		// Before anything else is made.
-		if _, err := os.Lstat(f.output); err == nil {
-			return &usageError{fmt.Errorf("--output: %s: %w: choose another name, or --force to replace it", f.output, fs.ErrExist)}
+		if err := newfile.Free(f.output); err != nil {
+			return &usageError{fmt.Errorf("--output: %w", err)}
 		}
 	}
-	ctx := cmd.Context()
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	p, err := f.plan(ctx, cmd)
+	p, err := f.plan(cmd.Context(), cmd)
 	if err != nil {
 		return &usageError{err}
 	}

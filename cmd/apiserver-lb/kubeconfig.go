@@ -41,7 +41,7 @@ func newKubeconfig() *cobra.Command {
 	cmd.Flags().StringArrayVar(&f.clusters, "cluster", nil, "change the cluster with this name; may be repeated")
 	cmd.Flags().BoolVar(&f.all, "all", false, "change all clusters")
 	cmd.Flags().StringVar(&f.ca, "certificate-authority", "", "`file` with the authorities of the balancer's certificate, to embed")
-	cmd.Flags().StringVarP(&f.output, "output", "o", "-", "`file` to write; - is standard output")
+	cmd.Flags().StringVarP(&f.output, "output", "o", toStdout, "`file` to write; - is standard output")
 	cmd.Flags().BoolVar(&f.force, "force", false, "replace a file that exists")
 	return cmd
 }

@@ -107,11 +107,7 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 
 // interruptible returns the command's context, which SIGINT and SIGTERM end.
 func interruptible(cmd *cobra.Command) (ctx context.Context, stop context.CancelFunc) {
-	ctx = cmd.Context()
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	return signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 }
 
 // configFlags are the flags of commands that load a configuration.

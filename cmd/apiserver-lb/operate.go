@@ -135,9 +135,9 @@ func (p *process) operation(do func(*backend.Backend, *http.Request) error) http
 	}
 }
 
-// useBackends puts another set of backends in the place of the one in use. What an operator has drained is
-// known by its name, so that a backend which is elsewhere now, or has another server name,
-// stays drained.
+// useBackends puts another set of backends in the place of the one in use. What an operator
+// has drained is known by its name, so that a backend which is elsewhere now, or has another
+// server name, stays drained.
 func (p *process) useBackends(set *backend.Set, r change) {
 	p.operating.Lock() // a wish is done before this, or to the new set
 	defer p.operating.Unlock()

@@ -36,9 +36,9 @@ const (
 )
 
 // openListeners takes the sockets that systemd, or a predecessor, has opened, by name, and
-// opens those that it has not. Such a socket stays open while the balancer restarts: who connects meanwhile
-// waits, and is not refused. Its address is that of the socket unit, whatever the
-// configuration says.
+// opens those that it has not. Such a socket stays open while the balancer restarts: who
+// connects meanwhile waits, and is not refused. Its address is that of the socket unit,
+// whatever the configuration says.
 func openListeners(ctx context.Context, c *configs.Config, passed map[string][]net.Listener, log *slog.Logger) (*listeners, error) {
 	l := new(listeners)
 	var unknown []string
@@ -48,14 +48,11 @@ func openListeners(ctx context.Context, c *configs.Config, passed map[string][]n
 		case name == adminSocket:
 			to = &l.admin
 		case name == controlSocket:
-			to = &l.control
+			if _, ok := list[0].(*net.UnixListener); ok {
+				to = &l.control
+			}
 		case name == clientsSocket, len(passed) == 1: // the only one needs no name
 			to = &l.clients
-		}
-		if to == &l.control && len(list) == 1 {
-			if _, ok := list[0].(*net.UnixListener); !ok {
-				to = nil
-			}
 		}
 		if to == nil || len(list) != 1 || list[0] == nil {
 			unknown = append(unknown, name)

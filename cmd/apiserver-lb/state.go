@@ -156,7 +156,11 @@ func (p *process) state(now time.Time) *state {
 	slices.SortStableFunc(s.Certificates, func(a, b certificateState) int {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.Use, b.Use), cmp.Compare(a.File, b.File))
 	})
-	s.Changes, s.ClientCertificates, s.MoreClientCertificates = p.history.told()
+	s.Changes = p.history.latest()
+	s.ClientCertificates, s.MoreClientCertificates = p.history.inUse(now, func(add func(balancer.CertificateUse)) {
+		p.relay.CertificateUses(add)
+		p.server.CertificateUses(add)
+	})
 	s.Summary = summarize(s)
 	return s
 }

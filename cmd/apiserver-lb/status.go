@@ -202,11 +202,15 @@ func (f *failure) text(now time.Time) string {
 	if f == nil {
 		return "-"
 	}
-	what := f.Verdict
+	return f.with(f.Verdict) + ", " + ago(f.At, now) + " ago"
+}
+
+// with is a verdict with the checks that have failed.
+func (f *failure) with(verdict string) string {
 	if len(f.Failed) > 0 {
-		what += " (" + strings.Join(f.Failed, ", ") + ")"
+		return verdict + " (" + strings.Join(f.Failed, ", ") + ")"
 	}
-	return what + ", " + ago(f.At, now) + " ago"
+	return verdict
 }
 
 // tally writes counts by name, those of nothing left out.

@@ -36,13 +36,38 @@ const (
 	failedShare = 20
 )
 
+// remarks are the sentences so far.
+type remarks []remark
+
+func (r *remarks) say(level, format string, args ...any) {
+	*r = append(*r, remark{level, fmt.Sprintf(format, args...)})
+}
+
 // summarize says what is out of order: which backend, since when and why, who is hurt, and
 // what the balancer does about it.
 func summarize(s *state) []remark {
-	var all []remark
-	say := func(level, format string, args ...any) {
-		all = append(all, remark{level, fmt.Sprintf(format, args...)})
+	var r remarks
+	whole := r.ofBackends(s)
+	r.ofTraffic(s, whole)
+	r.ofCertificates(s)
+	if s.Stopping {
+		r.say(levelWarn, "This balancer is shutting down.")
 	}
+	switch n := len(s.Backends); {
+	case !whole:
+	case n == 1:
+		r.say(levelOK, "The only kube-apiserver is ready.")
+	default:
+		r.say(levelOK, "All %d kube-apiservers are ready.", n)
+	}
+	rank := map[string]int{levelBad: 0, levelWarn: 1, levelOK: 2}
+	slices.SortStableFunc(r, func(a, b remark) int { return rank[a.Level] - rank[b.Level] })
+	return r
+}
+
+// ofBackends speaks of those that are not what they should be, and reports whether all get
+// new requests.
+func (r *remarks) ofBackends(s *state) (whole bool) {
 	var takers, standbys []string // get new requests, or would
 	for _, b := range s.Backends {
 		switch {
@@ -57,81 +82,73 @@ func summarize(s *state) []remark {
 	switch {
 	case s.Panicking:
 		to = "no other is ready, so that it may get requests all the same"
-		say(levelBad, "No kube-apiserver is ready. Requests go to those that fail their checks: look at etcd first.")
+		r.say(levelBad, "No kube-apiserver is ready. Requests go to those that fail their checks: look at etcd first.")
 	case len(takers) == 0 && len(standbys) > 0:
 		to = "its requests go to what is drained, " + list(standbys)
-		say(levelWarn, "No kube-apiserver is ready that is not drained, so that requests go to %s all the same.", list(standbys))
+		r.say(levelWarn, "No kube-apiserver is ready that is not drained, so that requests go to %s all the same.", list(standbys))
 	}
 	for _, b := range s.Backends {
-		since := fmt.Sprintf("since %s (%s)", clock(b.Since), ago(b.Since, s.At))
-		if b.State != health.Ready.String() {
+		switch b.State {
+		case health.Ready.String():
+		case health.Unknown.String():
+			r.say(levelWarn, "%s has not been judged yet.", b.Name)
+		default:
 			why := ""
 			if b.LastFailure != nil {
 				why = ": " + b.LastFailure.why()
 			}
-			switch {
-			case b.State == health.Unknown.String():
-				say(levelWarn, "%s has not been judged yet.", b.Name)
-			default:
-				say(levelWarn, "%s is %s %s%s; %s.", b.Name, b.State, since, why, to)
-			}
+			r.say(levelWarn, "%s is %s since %s (%s)%s; %s.", b.Name, b.State, clock(b.Since), ago(b.Since, s.At), why, to)
 		}
 		if !b.Drained.IsZero() {
-			say(levelWarn, "%s has been drained by an operator since %s (%s); %d requests still run there.", b.Name, clock(b.Drained), ago(b.Drained, s.At), b.Short+b.Long)
+			r.say(levelWarn, "%s has been drained by an operator since %s (%s); %d requests still run there.", b.Name, clock(b.Drained), ago(b.Drained, s.At), b.Short+b.Long)
 		}
-	}
-	for _, b := range s.Backends {
 		if answered := int64(b.RequestsPerSecond * s.LastMinute.Seconds); b.FailedLastMinute >= manyFailed && b.FailedLastMinute > answered/failedShare {
-			say(levelBad, "%s answered %d requests of the last minute with errors (5xx).", b.Name, b.FailedLastMinute)
+			r.say(levelBad, "%s answered %d requests of the last minute with errors (5xx).", b.Name, b.FailedLastMinute)
 		}
 	}
+	return len(takers) == len(s.Backends)
+}
+
+// ofTraffic speaks of what clients were refused, and of what they did not notice.
+func (r *remarks) ofTraffic(s *state, whole bool) {
 	if refused := only(s.LastMinute.Refusals, hurt); len(refused) > 0 {
-		say(levelBad, "In the last minute clients were refused: %s.", tally(refused))
-	} else if len(takers) < len(s.Backends) && s.LastMinute.Seconds > 0 {
-		say(levelOK, "In the last minute the balancer refused no client for want of a kube-apiserver.")
+		r.say(levelBad, "In the last minute clients were refused: %s.", tally(refused))
+	} else if !whole && s.LastMinute.Seconds > 0 {
+		r.say(levelOK, "In the last minute the balancer refused no client for want of a kube-apiserver.")
 	}
 	if n := totalOf(s.LastMinute.Retries); n > 0 {
-		say(levelWarn, "In the last minute %s sent to another kube-apiserver, unseen by clients: %s.", were(n), tally(s.LastMinute.Retries))
+		r.say(levelWarn, "In the last minute %s sent to another kube-apiserver, unseen by clients: %s.", were(n), tally(s.LastMinute.Retries))
 	}
-	for i, c := range s.Certificates {
-		same := func(o certificateState) bool { return o.File == c.File && o.NotAfter.Equal(c.NotAfter) }
-		if slices.IndexFunc(s.Certificates, same) < i {
-			continue // it was named with the other use of the file
+}
+
+// ofCertificates speaks of files that have expired or will soon, of each once.
+func (r *remarks) ofCertificates(s *state) {
+	type end struct {
+		file string
+		at   time.Time
+	}
+	var ends []end
+	uses := map[end][]string{}
+	for _, c := range s.Certificates {
+		e := end{c.File, c.NotAfter}
+		if uses[e] == nil {
+			ends = append(ends, e)
 		}
-		var uses []string
-		for _, o := range s.Certificates[i:] {
-			if same(o) {
-				uses = append(uses, o.Use)
-			}
-		}
-		switch left := c.NotAfter.Sub(s.At); {
+		uses[e] = append(uses[e], c.Use)
+	}
+	for _, e := range ends {
+		switch left := e.at.Sub(s.At); {
 		case left <= 0:
-			say(levelBad, "The certificate %s (%s) has expired, at %s.", c.File, list(uses), c.NotAfter.UTC().Format(time.RFC3339))
+			r.say(levelBad, "The certificate %s (%s) has expired, at %s.", e.file, list(uses[e]), e.at.UTC().Format(time.RFC3339))
 		case left < expiresSoon:
-			say(levelWarn, "The certificate %s (%s) expires in %s.", c.File, list(uses), short(left))
+			r.say(levelWarn, "The certificate %s (%s) expires in %s.", e.file, list(uses[e]), short(left))
 		}
 	}
-	if s.Stopping {
-		say(levelWarn, "This balancer is shutting down.")
-	}
-	switch n := len(s.Backends); {
-	case len(takers) < n:
-	case n == 1:
-		say(levelOK, "The only kube-apiserver is ready.")
-	default:
-		say(levelOK, "All %d kube-apiservers are ready.", n)
-	}
-	rank := map[string]int{levelBad: 0, levelWarn: 1, levelOK: 2}
-	slices.SortStableFunc(all, func(a, b remark) int { return rank[a.Level] - rank[b.Level] })
-	return all
 }
 
 // why is a failure in the words of whoever has to mend it.
 func (f *failure) why() string {
-	what := strings.ReplaceAll(f.Verdict, "_", " ")
-	if len(f.Failed) > 0 {
-		what += " (" + strings.Join(f.Failed, ", ") + ")"
-	}
+	what := f.with(strings.ReplaceAll(f.Verdict, "_", " "))
 	if f.Error != "" {
 		what += ", " + balancer.Shorten(f.Error)
 	}

@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"net"
-	"os"
+	"slices"
 	"testing"
 
 	"apiserver-lb/cmd/devcluster/cluster"
@@ -30,20 +28,7 @@ type auditEvent struct {
 // auditTells reports whether the apiserver's audit log has an event that matches.
 func auditTells(t *testing.T, a *cluster.Apiserver, match func(auditEvent) bool) bool {
 	t.Helper()
-	f, err := os.Open(a.AuditLog())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var e auditEvent
-		if json.Unmarshal(lines.Bytes(), &e) == nil && match(e) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(readLines[auditEvent](t, a.AuditLog()), match)
 }
 
 // dialer makes each client-go client that has one a client with connections of

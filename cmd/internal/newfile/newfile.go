@@ -32,9 +32,22 @@ func Write(name string, data []byte, mode fs.FileMode, force bool) (err error) {
 	}
 	// A link, unlike a rename, fails where the name is taken.
 	if err := os.Link(tmp.Name(), name); errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w: choose another name, or --force to replace it", name, fs.ErrExist)
+		return taken(name)
 	} else if err != nil {
 		return err
 	}
 	return nil
+}
+
+// Free returns the error that Write would for a name that exists, for those who have other
+// things to make first. Write has the last word.
+func Free(name string) error {
+	if _, err := os.Lstat(name); err == nil {
+		return taken(name)
+	}
+	return nil
+}
+
+func taken(name string) error {
+	return fmt.Errorf("%s: %w: choose another name, or --force to replace it", name, fs.ErrExist)
 }
