@@ -39,6 +39,7 @@ const (
 	ReasonSourceShare        = "source_share"        // few are left, and this source has many
 	ReasonSourceCertificates = "source_certificates" // clients of this source have shown many
 	ReasonAbuse              = "abuse"               // a budget of what brings nothing is spent
+	ReasonServerName         = "server_name"         // nobody may ask for it
 )
 
 // BodyStalled is the refusal of a request of whose body nothing has come for so long.

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/admit"
 	"apiserver-lb/balancer/backend"
 	"apiserver-lb/health"
 )
@@ -49,7 +50,7 @@ type Options struct {
 // Forwarder forwards requests to backends.
 type Forwarder struct {
 	Options
-	places   places
+	places   admit.Places
 	drain    drain
 	waiters  waiters
 	lapses   lapses

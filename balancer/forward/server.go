@@ -11,9 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/admit"
 	"apiserver-lb/balancer/backend"
 )
 
@@ -55,11 +54,9 @@ type Server struct {
 	ServerOptions // static after construction
 
 	f        *Forwarder
+	door     *admit.Door
 	http     *http.Server
 	accepted *handover // what net/http gets
-	told     *rate.Limiter
-
-	admitting atomic.Int64 // by accept: since when it is busy, in Unix nanoseconds; 0: it waits
 
 	mu        sync.Mutex
 	listener  net.Listener
@@ -68,15 +65,15 @@ type Server struct {
 	accepting bool                          // accept has not returned
 	clients   map[net.Conn]*balancer.Client // nil: in its handshake
 	young     map[net.Conn]struct{}         // of these, those that nobody has begun to serve
-	turned    time.Time                     // when it was last logged that one was turned away
 	idle      *sync.Cond                    // on mu: accepting has ended; clients or young has shrunk
 }
 
 // NewServer returns a server of the forwarder; it starts nothing.
 func NewServer(f *Forwarder, o ServerOptions) *Server {
-	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), told: rate.NewLimiter(toldRate, toldBurst), clients: map[net.Conn]*balancer.Client{}, young: map[net.Conn]struct{}{}}
+	s := &Server{ServerOptions: o, f: f, accepted: newHandover(), clients: map[net.Conn]*balancer.Client{}, young: map[net.Conn]struct{}{}}
 	s.idle = sync.NewCond(&s.mu)
-	f.places.most = int64(o.MaxConnections)
+	f.places.Most = int64(o.MaxConnections)
+	s.door = admit.NewDoor(admit.Options{Places: &f.places, Memory: f.Core.Memory, Sources: o.Sources, ProxyProtocol: o.ProxyProtocol, Metrics: f.Metrics, Log: f.Log})
 	s.http = &http.Server{
 		Handler:                      http.HandlerFunc(s.serveHTTP),
 		TLSConfig:                    o.TLS,
@@ -108,7 +105,7 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.accepted) }()
-	err := s.accept(l)
+	err := s.door.Accept(l, s.begin)
 	s.mu.Lock()
 	s.accepting = false
 	s.idle.Broadcast()
@@ -124,49 +121,18 @@ func (s *Server) Serve(l net.Listener) error {
 	return err
 }
 
-// accept takes connections until the listener fails for good.
-func (s *Server) accept(l net.Listener) error {
-	var delay time.Duration
-	for {
-		c, err := l.Accept()
-		if err == nil {
-			delay = 0
-			s.admitting.Store(time.Now().UnixNano())
-			t := tls.Server(s.HTTP2.Wrap(c), s.TLS)
-			if client := s.admit(t); client != nil {
-				go s.shakeHands(t, client)
-			} else {
-				c.Close()
-			}
-			s.admitting.Store(0)
-			continue
-		}
-		var ne net.Error
-		if !errors.As(err, &ne) || !ne.Temporary() { //nolint:staticcheck // as net/http has it: EMFILE and its kin pass
-			return err
-		}
-		delay = min(max(2*delay, minAcceptDelay), maxAcceptDelay)
-		s.f.Log.Warn("a connection could not be accepted", "err", err, "retryIn", delay)
-		time.Sleep(delay)
+// begin is told of each connection that the door has accepted.
+func (s *Server) begin(c net.Conn) {
+	t := tls.Server(s.HTTP2.Wrap(c), s.TLS)
+	if client := s.admit(t); client != nil {
+		go s.shakeHands(t, client)
+	} else {
+		c.Close()
 	}
 }
 
-// Admitting returns since when the loop that accepts connections has been busy with one;
-// zero where it waits for the next. It takes microseconds: what takes longer hangs, and
-// no client gets in.
-func (s *Server) Admitting() time.Time {
-	since := s.admitting.Load()
-	if since == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, since)
-}
-
-// How long accept waits when the process has no file descriptor left.
-const (
-	minAcceptDelay = 5 * time.Millisecond
-	maxAcceptDelay = time.Second
-)
+// Admitting is [admit.Door.Admitting].
+func (s *Server) Admitting() time.Time { return s.door.Admitting() }
 
 // shakeHands finds out where a connection comes from, sees to its TLS handshake, and
 // starts what the protocol asks for in a goroutine of its own: the stack that a
@@ -175,20 +141,14 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 	defer s.survive(t, client)
 	c := t.NetConn()
 	deadline := time.Now().Add(s.ReadHeaderTimeout)
-	if s.ProxyProtocol.Contains(client.Peer.Addr()) {
-		err := announce(c, client, deadline)
-		if err != nil {
-			s.f.Log.Debug("no header of the PROXY protocol that can be used", "peer", c.RemoteAddr().String(), "err", err)
-		}
-		if err != nil || !s.count(client) {
-			s.drop(t, client)
-			return
-		}
+	if s.door.IsProxy(client) && (!s.door.Announced(c, client, deadline) || !s.count(client)) {
+		s.drop(t, client)
+		return
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	if away := client.Source.Wait(ctx); away != nil {
-		s.turnedAway(away)
+		s.door.TurnedAway(away)
 		s.drop(t, client)
 		return
 	}
@@ -198,7 +158,7 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 		return
 	}
 	if away := client.Source.Shown(t.ConnectionState().PeerCertificates, time.Now()); away != nil {
-		s.turnedAway(away)
+		s.door.TurnedAway(away)
 		s.drop(t, client)
 		return
 	}
@@ -214,7 +174,7 @@ func (s *Server) shakeHands(t *tls.Conn, client *balancer.Client) {
 	}
 	var conn net.Conn = t
 	if t.ConnectionState().NegotiatedProtocol != "h2" {
-		patient(t)
+		admit.Patient(t)
 		conn = newGuard(t, s.MaxHeaderBytes, func(r *balancer.Refusal, method string) []byte { return s.f.unread(r, method, client) })
 	}
 	if !s.accepted.give(conn) {
@@ -243,7 +203,7 @@ func (s *Server) admit(t *tls.Conn) *balancer.Client {
 		return nil
 	}
 	client := &balancer.Client{Peer: addrPortOf(t.NetConn().RemoteAddr().String())}
-	if !s.ProxyProtocol.Contains(client.Peer.Addr()) && !s.count(client) {
+	if !s.door.IsProxy(client) && !s.count(client) {
 		s.forget(t)
 		return nil
 	}
@@ -256,27 +216,8 @@ func (s *Server) count(client *balancer.Client) bool {
 	s.mu.Lock()
 	total := len(s.clients)
 	s.mu.Unlock()
-	var away *balancer.TurnedAway
-	client.Source, away = s.Sources.Open(client.Peer.Addr(), total, time.Now())
-	if away != nil {
-		s.turnedAway(away)
-	}
-	return away == nil
+	return s.door.Count(client, total)
 }
-
-// turnedAway tells of a connection that is closed for what its source has.
-func (s *Server) turnedAway(away *balancer.TurnedAway) {
-	s.f.Metrics.Refused(away.Reason)
-	if away.Tell && s.told.Allow() {
-		s.f.Log.Warn("a client is turned away (sourceLimits in the configuration)", "reason", away.Reason, "source", away.Source.String(), "connections", away.Open)
-	}
-}
-
-// Who is turned away is logged at this rate and no faster, however many they are.
-const (
-	toldRate  = rate.Limit(1) // per second
-	toldBurst = 20
-)
 
 // note adds a connection that begins; false: the server has drained, or is full. One
 // that was accepted just before the listener closed is served: where the listener is
@@ -287,21 +228,7 @@ func (s *Server) note(c net.Conn) bool {
 	if s.over {
 		return false
 	}
-	why, reason := "", ""
-	switch {
-	case s.f.Core.Memory.Short():
-		reason = balancer.ReasonMemory
-		why = "memory is short (MemoryMax in a systemd unit, GOMEMLIMIT in the environment)"
-	case !s.f.places.take():
-		reason = balancer.ReasonConnections
-		why = "there are as many connections as file descriptors allow (LimitNOFILE in a systemd unit)"
-	}
-	if reason != "" {
-		if now := time.Now(); now.Sub(s.turned) > turnedEvery {
-			s.turned = now
-			s.f.Log.Warn("clients are turned away: "+why, "connections", len(s.clients))
-		}
-		s.f.Metrics.Refused(reason)
+	if !s.door.Enter(len(s.clients)) {
 		return false
 	}
 	s.clients[c], s.young[c] = nil, struct{}{}
@@ -316,16 +243,13 @@ func (s *Server) begun(c net.Conn) {
 	s.idle.Broadcast()
 }
 
-// turnedEvery is how often it is logged that clients are turned away.
-const turnedEvery = 10 * time.Second
-
 // forget removes a connection and returns its client, nil where there was none.
 func (s *Server) forget(c net.Conn) *balancer.Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	client, noted := s.clients[c]
 	if noted {
-		s.f.places.give()
+		s.f.places.Give()
 	}
 	delete(s.clients, c)
 	delete(s.young, c)

@@ -16,7 +16,7 @@ func (s *Server) survive(t *tls.Conn, client *balancer.Client) {
 		return
 	}
 	s.f.Metrics.Refused(balancer.ReasonInternal)
-	if s.told.Allow() {
+	if s.door.Tell() {
 		s.f.Log.Error("panic in a handshake, whose connection is closed", "panic", p, "peer", client.Peer.String(), "stack", string(debug.Stack()))
 	}
 	t.NetConn().Close()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/admit"
 )
 
 // tunnel joins client and backend once both speak the new protocol.
@@ -38,9 +39,9 @@ func (x *exchange) tunnel(w http.ResponseWriter, res *http.Response, conn *tls.C
 		panic(http.ErrAbortHandler)
 	}
 	defer client.Close()
-	x.f.places.keep() // the client's, which gave it back when it was hijacked
-	defer x.f.places.give()
-	patient(conn)
+	x.f.places.Keep() // the client's, which gave it back when it was hijacked
+	defer x.f.places.Give()
+	admit.Patient(conn)
 	defer func() { x.client.Source.Close(time.Now()) }()
 	// The server may have set deadlines for the request head.
 	if client.SetDeadline(time.Time{}) != nil || writeSwitching(buffered.Writer, res.Header) != nil {

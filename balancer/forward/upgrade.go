@@ -29,11 +29,11 @@ const answerTimeout = time.Minute
 // afterwards: a refused upgrade must leave no tunnel behind (CVE-2018-1002105).
 func (x *exchange) upgrade(w http.ResponseWriter) {
 	ctx := x.in.Context()
-	if !x.f.places.take() {
+	if !x.f.places.Take() {
 		x.refuse(w, balancer.NoPlace())
 		return
 	}
-	defer x.f.places.give()
+	defer x.f.places.Give()
 	if refusal := x.readBody(); refusal != nil {
 		x.refuse(w, refusal)
 		return

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/admit"
 )
 
 // A request whose body is announced and withheld is refused at once, and the connection
@@ -196,7 +197,7 @@ func TestUpgradesTakePlaces(t *testing.T) {
 			r.Close()
 		}
 		time.Sleep(time.Minute)
-		if n := w.f.places.taken.Load(); n != 0 {
+		if n := w.f.places.Taken(); n != 0 {
 			t.Errorf("%d places are taken at rest", n)
 		}
 	})
@@ -235,7 +236,7 @@ func TestPatient(t *testing.T) {
 	if got := option(15000); got != 15000 {
 		t.Fatalf("it is %d ms at the beginning", got)
 	}
-	patient(&countedConn{Conn: c, closed: func() {}})
+	admit.Patient(&countedConn{Conn: c, closed: func() {}})
 	if got := option(-1); got != 0 {
 		t.Errorf("it is %d ms", got)
 	}

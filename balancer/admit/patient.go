@@ -1,4 +1,4 @@
-package forward
+package admit
 
 import (
 	"net"
@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patient takes TCP_USER_TIMEOUT off a connection whose peer may let what it gets wait
+// Patient takes TCP_USER_TIMEOUT off a connection whose peer may let what it gets wait
 // as long as it likes: the user of a pager that shows the output of a command, a command
 // that does not read its input. The kernel would end the connection after that time even
 // if the peer says all the while that it is there (tcp_probe_timer in Linux'
 // net/ipv4/tcp_timer.c). A peer that has vanished shows itself through keepalive, or, where
 // something is on its way to it, when the kernel gives up after some 15 minutes.
-func patient(c net.Conn) {
+func Patient(c net.Conn) {
 	for {
 		if sc, ok := c.(syscall.Conn); ok {
 			if raw, err := sc.SyscallConn(); err == nil {

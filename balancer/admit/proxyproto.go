@@ -1,4 +1,4 @@
-package forward
+package admit
 
 import (
 	"bufio"
@@ -15,11 +15,11 @@ import (
 	"apiserver-lb/balancer"
 )
 
-// announce reads the header with which a connection of a proxy begins that speaks the
+// Announce reads the header with which a connection of a proxy begins that speaks the
 // PROXY protocol, until the deadline, and nothing that comes after it; the client's peer
 // is then whom it announces. Where it announces nobody, that is still the proxy, and no
 // address to be let in by. It is for the goroutine of the connection.
-func announce(c net.Conn, client *balancer.Client, deadline time.Time) error {
+func Announce(c net.Conn, client *balancer.Client, deadline time.Time) error {
 	if err := c.SetReadDeadline(deadline); err != nil {
 		return err
 	}
