@@ -22,6 +22,11 @@ type Config struct {
 	// all addresses of the machine, of both IP families.
 	Listen string `mapstructure:"listen"`
 
+	// Mode is ModeTerminate or ModePassthrough: whether the TLS of clients ends here. In
+	// the latter, TLS, FrontProxy and what judges requests must not be set.
+	Mode        string      `mapstructure:"mode"`
+	Passthrough Passthrough `mapstructure:"passthrough"`
+
 	Admin      Admin      `mapstructure:"admin"`
 	TLS        TLS        `mapstructure:"tls"`
 	FrontProxy FrontProxy `mapstructure:"frontProxy"`
@@ -46,6 +51,26 @@ type Config struct {
 
 	AccessLog AccessLog `mapstructure:"accessLog"`
 	OTLP      OTLP      `mapstructure:"otlp"`
+}
+
+// The values of [Config.Mode].
+const (
+	ModeTerminate   = "terminate"
+	ModePassthrough = "passthrough"
+)
+
+// Passthrough is for ModePassthrough alone.
+type Passthrough struct {
+	// ServerNames are the names (SNI) that clients may ask for; "*.example.com" stands for
+	// those with one label more. Who asks for none may come. Empty: any name.
+	ServerNames []string `mapstructure:"serverNames"`
+
+	// MaxConnectionAge is how long a connection may last. 0, or at least 1m.
+	MaxConnectionAge time.Duration `mapstructure:"maxConnectionAge"`
+
+	// SendProxyProtocol has connections to backends begin with a header of the PROXY
+	// protocol, version 2, which says where the client comes from.
+	SendProxyProtocol bool `mapstructure:"sendProxyProtocol"`
 }
 
 // ProxyProtocol is how layer-4 proxies in front say where a connection comes from:

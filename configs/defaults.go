@@ -17,6 +17,7 @@ const (
 func Default() Config {
 	return Config{
 		Listen: ":6443",
+		Mode:   ModeTerminate,
 		Admin:  Admin{Listen: "127.0.0.1:9443"},
 		TLS: TLS{
 			MinVersion: TLS12,

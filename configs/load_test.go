@@ -103,6 +103,7 @@ func TestLoadEverything(t *testing.T) {
 	got := mustLoad(t, everything, Options{})
 	want := &Config{
 		Listen: "10.0.0.5:443",
+		Mode:   ModeTerminate,
 		Admin:  Admin{Listen: "[::1]:9000"},
 		TLS: TLS{
 			CertFile: "tls.crt", KeyFile: "tls.key", Certificates: []KeyPair{{CertFile: "tls.crt", KeyFile: "tls.key"}},
@@ -166,7 +167,7 @@ func TestLoadEverything(t *testing.T) {
 // The effective configuration is itself a file that gives the same configuration.
 func TestYAMLRoundTrip(t *testing.T) {
 	inPKI(t)
-	for name, text := range map[string]string{"minimal": minimal, "everything": everything} {
+	for name, text := range map[string]string{"minimal": minimal, "everything": everything, "passthrough": passing} {
 		c := mustLoad(t, text, Options{})
 		data, err := c.YAML()
 		if err != nil {
@@ -186,6 +187,11 @@ func TestYAMLText(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `listen: ":6443"
+mode: terminate
+passthrough:
+  serverNames: []
+  maxConnectionAge: 0s
+  sendProxyProtocol: false
 admin:
   listen: 127.0.0.1:9443
   socket: ""

@@ -16,7 +16,8 @@ import (
 func validate(c *Config) Errors {
 	return slices.Concat(
 		checkListeners(c),
-		checkTLS(&c.TLS),
+		checkMode(c),
+		checkTLS(c),
 		checkFrontProxy(&c.FrontProxy),
 		checkBackends(&c.Backends),
 		checkServers(c),
@@ -73,7 +74,11 @@ func badAt(key, value string, err error) *Error {
 	return problem(key, value, b.problem, b.cure)
 }
 
-func checkTLS(t *TLS) Errors {
+func checkTLS(c *Config) Errors {
+	if c.Mode == ModePassthrough {
+		return nil
+	}
+	t := &c.TLS
 	var errs Errors
 	if t.CertFile == "" {
 		errs.add(required("tls.certFile", "name the PEM file of the serving certificate, such as /etc/apiserver-lb/tls.crt"))

@@ -29,7 +29,7 @@ const (
 
 // Files names the files of a Store. It does not change during its life.
 type Files struct {
-	Serving    []KeyPairFiles // at least one; the first is the default
+	Serving    []KeyPairFiles // at least one, unless NoListener; the first is the default
 	ClientCA   string         // empty: clients are not asked for certificates
 	ClientCRL  string         // empty: none; needs ClientCA
 	ClientDeny string         // a deny list; empty: none; needs ClientCA
@@ -37,6 +37,9 @@ type Files struct {
 	FrontProxy *KeyPairFiles  // nil: client certificates cannot be passed on
 	Probe      *KeyPairFiles  // nil: probes show no certificate
 	MinVersion uint16         // tls.VersionTLS12 (also when 0) or tls.VersionTLS13, for the listener
+
+	// NoListener says that clients meet no TLS of this process: there is no ListenerConfig.
+	NoListener bool
 
 	// AllowSharedCA takes a front-proxy certificate that the client CA vouches for.
 	// Otherwise that is an error, and on a reload both stay as they were.
@@ -92,7 +95,7 @@ func Open(f Files, now func() time.Time, log *slog.Logger) (*Store, error) {
 		f.MinVersion = tls.VersionTLS12
 	}
 	switch {
-	case len(f.Serving) == 0:
+	case len(f.Serving) == 0 && !f.NoListener:
 		return nil, errors.New("no serving certificate is configured; name at least one")
 	case f.BackendCA == "":
 		return nil, errors.New("no backend CA file is configured; name the one that backends are verified against")
@@ -187,7 +190,9 @@ func changes(cur, next *snapshot) []string {
 
 // derive fills in what follows from the files.
 func (s *Store) derive(next *snapshot) {
-	next.listener = listenerConfig(next, s.loader.files.MinVersion, s.loader.now)
+	if !s.loader.files.NoListener {
+		next.listener = listenerConfig(next, s.loader.files.MinVersion, s.loader.now)
+	}
 	next.sharesClientCA = sharesCA(next.frontProxy, next.clientCA, s.loader.now())
 }
 

@@ -348,12 +348,14 @@ func (s *Server) EndConnections(b *backend.Backend, by time.Time) {
 	}
 }
 
+// Close frees what is left after Shutdown.
+func (s *Server) Close() { s.pipes.close() }
+
 // lookEvery is how often connections are looked at that are to end.
 const lookEvery = 100 * time.Millisecond
 
 // Run ends connections that are too old, until ctx is done.
 func (s *Server) Run(ctx context.Context) {
-	defer s.pipes.close()
 	if s.MaxAge <= 0 {
 		<-ctx.Done()
 		return

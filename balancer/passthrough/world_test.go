@@ -193,6 +193,7 @@ func newWorld(t *testing.T, n int, edit func(*Options)) *world {
 		}
 		stop()
 		<-ran
+		w.Close()
 		if n := w.door.Places.Taken(); n != 0 {
 			t.Errorf("%d places are taken at the end", n)
 		}

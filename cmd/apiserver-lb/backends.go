@@ -140,12 +140,12 @@ func (p *process) passive(b *backend.Backend, v health.Verdict) {
 	}
 }
 
-// applied are the keys of which a reload applies a change. The latter is the default of
-// a part of the former.
-var applied = []string{"backends.servers", "backends.serverName"}
+// applied are the keys of which a reload applies a change. backends.serverName is the
+// default of a part of backends.servers.
+var applied = []string{"backends.servers", "backends.serverName", "passthrough.serverNames"}
 
-// reconfigure applies a configuration that has been read again: the list of backends.
-// What else has changed is named, and takes effect at the next start.
+// reconfigure applies a configuration that has been read again: the list of backends, and
+// the server names that clients may ask for. What else has changed is named, and takes effect at the next start.
 func (p *process) reconfigure(ctx, apply context.Context, run func(func() error), c *configs.Config) {
 	var later []string
 	for _, key := range configs.Changed(p.config, c) {
@@ -165,7 +165,9 @@ func (p *process) reconfigure(ctx, apply context.Context, run func(func() error)
 	p.found.use(list)
 	changed := *p.config
 	changed.Backends.Servers = c.Backends.Servers
+	changed.Passthrough.ServerNames = c.Passthrough.ServerNames
 	p.config = &changed
+	p.front.SetServerNames(changed.Passthrough.ServerNames)
 }
 
 // listChange is how the log speaks of what changes the list of backends.
@@ -200,7 +202,7 @@ func (p *process) replaceBackends(ctx, apply context.Context, run func(func() er
 		b.Reconfigure(s)
 	}
 	p.useBackends(backend.NewSet(p.config.Backends.SlowStart, r.list...), r)
-	p.relay.Resettle()
+	p.front.Resettle()
 	for _, b := range r.removed {
 		run(func() error {
 			p.dismiss(ctx, b, grace)
@@ -234,8 +236,7 @@ func (p *process) dismiss(ctx context.Context, b *backend.Backend, grace time.Du
 	begun := time.Now()
 	watchesBy := begun.Add(forward.Spread(grace))
 	for busy() > 0 && time.Since(begun) < grace {
-		p.relay.EndWatches(b, watchesBy)
-		p.server.EndWatches(b, watchesBy)
+		p.front.EndWatches(b, watchesBy)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -250,8 +251,7 @@ func (p *process) dismiss(ctx context.Context, b *backend.Backend, grace time.Du
 		p.log.Info("removed backend: drained", "backend", b.Name, "address", b.Address)
 	}
 	for {
-		p.pools.Forget(b)
-		p.relay.Forget(b)
+		p.front.Forget(b)
 		if busy() == 0 {
 			return
 		}

@@ -50,7 +50,6 @@ func control(_, _ string, c syscall.RawConn) error {
 // openStore loads all certificates and refuses a front proxy that is a user.
 func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 	files := tlsconf.Files{
-		Serving:    []tlsconf.KeyPairFiles{{Cert: c.TLS.CertFile, Key: c.TLS.KeyFile}},
 		ClientCA:   c.TLS.ClientCAFile,
 		ClientCRL:  c.TLS.ClientCRLFile,
 		ClientDeny: c.TLS.ClientDenyFile,
@@ -61,6 +60,11 @@ func openStore(c *configs.Config, log *slog.Logger) (*tlsconf.Store, error) {
 	}
 	if c.TLS.MinVersion == configs.TLS13 {
 		files.MinVersion = tls.VersionTLS13
+	}
+	if c.Mode == configs.ModePassthrough {
+		files.NoListener = true
+	} else {
+		files.Serving = []tlsconf.KeyPairFiles{{Cert: c.TLS.CertFile, Key: c.TLS.KeyFile}}
 	}
 	for _, p := range c.TLS.Certificates {
 		files.Serving = append(files.Serving, tlsconf.KeyPairFiles{Cert: p.CertFile, Key: p.KeyFile})
@@ -254,6 +258,7 @@ func rules(c *configs.Config) health.Rules {
 // warnAtStart says what an operator should know of the configuration.
 func warnAtStart(c *configs.Config, store *tlsconf.Store, log *slog.Logger) {
 	switch {
+	case c.Mode == configs.ModePassthrough:
 	case c.TLS.ClientCAFile == "":
 		log.Warn("client certificates are not asked for, because tls.clientCAFile is not set; clients need bearer tokens")
 	case !store.FrontProxyConfigured():

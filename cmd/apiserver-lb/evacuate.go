@@ -13,7 +13,8 @@ const (
 	// evacuateEvery is how often backends that fail their checks are looked at.
 	evacuateEvery = 250 * time.Millisecond
 	// evacuateWatches is how long the watches of one take to end, so that their clients
-	// do not all come to the others at once.
+	// do not all come to the others at once. Where whole connections end, they take as long
+	// as in a shutdown of the balancer.
 	evacuateWatches = 5 * time.Second
 )
 
@@ -42,19 +43,16 @@ func (p *process) evacuateAt(now time.Time) {
 	for _, b := range set.All() {
 		if drained := b.Drained(); !drained.IsZero() && othersReady(set, b) {
 			by := drained.Add(p.spread)
-			p.relay.EndWatches(b, by)
-			p.server.EndWatches(b, by)
+			p.front.EndWatches(b, by)
 			continue
 		}
 		failing := b.Failing(now)
 		if failing < balancer.StalledAfter {
 			continue
 		}
-		by := now.Add(balancer.StalledAfter + evacuateWatches - failing)
-		p.relay.Unstall(b)
-		p.server.Unstall(b)
-		p.relay.EndWatches(b, by)
-		p.server.EndWatches(b, by)
+		by := now.Add(balancer.StalledAfter + p.evacuation - failing)
+		p.front.Unstall(b)
+		p.front.EndWatches(b, by)
 	}
 }
 

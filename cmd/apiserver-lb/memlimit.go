@@ -110,7 +110,7 @@ func (p *process) memoryJudged(g *memoryGuard, relief uint64, m memory) {
 	if relief == 0 {
 		return
 	}
-	if n := p.relay.Relieve(int(relief)); n > 0 {
+	if n := p.front.Relieve(int(relief)); n > 0 {
 		p.log.Warn("memory is very short: clients for which most waits have lost their connections", "connections", n, "used", m.used(), "limit", g.limit)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +20,6 @@ import (
 	"apiserver-lb/balancer/backend"
 	"apiserver-lb/balancer/discover"
 	"apiserver-lb/balancer/forward"
-	"apiserver-lb/balancer/relay"
 	"apiserver-lb/configs"
 	"apiserver-lb/health"
 	"apiserver-lb/tlsconf"
@@ -58,27 +56,26 @@ type process struct {
 	config *configs.Config // replaced by reconfigure; read by build, reload and, when none is under way, control
 	log    *slog.Logger
 
-	store     *tlsconf.Store
-	host      string        // its name
-	begun     time.Time     // when the process did
-	spread    time.Duration // over which the watches of a backend that is drained end
-	telemetry *telemetry
-	metrics   *balancer.Metrics
-	history   *history
-	pages     *pages
-	probes    *probeMetrics
-	backends  *backend.Backends
-	discovery *discover.Discovery // nil: only the configuration names backends
-	found     found
-	pools     *forward.Pools // HTTP/1.1 and upgrades
-	relay     *relay.Relay   // HTTP/2
-	rebalance *balancer.Rebalance
-	accessLog *accessLog // nil: there is none
-	server    *forward.Server
-	ready     *readiness
-	admin     *http.Server                    // tells operators, and changes nothing
-	operate   *http.Server                    // does what they want
-	load      func() (*configs.Config, error) // the configuration anew; nil: it cannot be had
+	store      *tlsconf.Store
+	host       string        // its name
+	begun      time.Time     // when the process did
+	spread     time.Duration // over which the watches of a backend that is drained end
+	evacuation time.Duration // over which those of one end that fails its checks
+	telemetry  *telemetry
+	metrics    *balancer.Metrics
+	history    *history
+	pages      *pages
+	probes     *probeMetrics
+	backends   *backend.Backends
+	discovery  *discover.Discovery // nil: only the configuration names backends
+	found      found
+	front      front
+	rebalance  *balancer.Rebalance // nil: connections stay where they are
+	accessLog  *accessLog          // nil: there is none
+	ready      *readiness
+	admin      *http.Server                    // tells operators, and changes nothing
+	operate    *http.Server                    // does what they want
+	load       func() (*configs.Config, error) // the configuration anew; nil: it cannot be had
 
 	predecessor *predecessor // that hands over to this process; nil: none
 
@@ -142,7 +139,7 @@ func serve(ctx context.Context, c *configs.Config, load func() (*configs.Config,
 	}
 	p.drainAgain(before)
 	warnAtStart(c, p.store, log)
-	log.Info("starting", "version", version, "listen", l.clients.Addr().String(), "admin", l.admin.Addr().String(), "pid", os.Getpid(), "backends", len(p.backends.Set().All()))
+	log.Info("starting", "version", version, "mode", c.Mode, "listen", l.clients.Addr().String(), "admin", l.admin.Addr().String(), "pid", os.Getpid(), "backends", len(p.backends.Set().All()))
 	return p.run(ctx, l, signals)
 }
 
@@ -183,10 +180,6 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 	p.operate = newAdminServer(ofPeers(log, p.operateHandler()))
 	p.operate.ConnContext = withPeer
 
-	opened := func(b *backend.Backend, cr balancer.Credential, delta int64) {
-		metrics.BackendConnections(b.Name, cr, delta)
-	}
-	p.pools = forward.NewPools(p.store, dialer.DialContext, c.Backends.DialTimeout, opened)
 	p.store.Subscribe(p.filesChanged)
 	p.store.Subscribe(p.judgeClients)
 	p.backendGeneration = p.store.BackendGeneration()
@@ -200,61 +193,15 @@ func build(c *configs.Config, log *slog.Logger) (*process, error) {
 		return nil, fmt.Errorf("the host's name: %w", err)
 	}
 	p.host = host
-	name := "apiserver-lb on " + host
-	core := newCore(c, p.backends, p.store, &p.memory, p.memoryLimit)
-	refusals := balancer.NewRefusalLog(log)
-	core.Records = newRecords(&c.AccessLog, p.accessLog, newTraces(&c.OTLP, p.telemetry))
-	p.rebalance = core.Rebalance
-	p.relay = relay.New(relay.Options{
-		Core:              core,
-		Metrics:           metrics,
-		Refusals:          refusals,
-		Name:              name,
-		MaxHeldBody:       int(c.Backends.MaxHeldBodyBytes),
-		Passive:           p.passive,
-		Log:               log,
-		TLS:               p.store,
-		Dial:              dialer.DialContext,
-		DialTimeout:       c.Backends.DialTimeout,
-		Opened:            opened,
-		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
-		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
-		IdleTimeout:       c.HTTP.IdleTimeout,
-		StallTimeout:      c.HTTP.StallTimeout,
-		PingAfter:         c.Backends.PingAfter,
-		PingTimeout:       c.Backends.PingTimeout,
-		Limits: relay.Limits{
-			Streams:      c.HTTP2.MaxStreams,
-			ResetBurst:   c.HTTP2.ResetBurst,
-			ResetRate:    c.HTTP2.ResetRate,
-			ControlBurst: c.HTTP2.ControlBurst,
-			ControlRate:  c.HTTP2.ControlRate,
-		},
-		Shards: min(runtime.GOMAXPROCS(0), maxShards),
-	})
-	f := forward.New(forward.Options{
-		Core:         core,
-		Pools:        p.pools,
-		Metrics:      metrics,
-		Refusals:     refusals,
-		Name:         name,
-		MaxHeldBody:  int(c.Backends.MaxHeldBodyBytes),
-		Passive:      p.passive,
-		StallTimeout: c.HTTP.StallTimeout,
-		Log:          log,
-	})
-	most := maxConnections(descriptors())
-	p.server = forward.NewServer(f, forward.ServerOptions{
-		TLS:               p.store.ListenerConfig(),
-		HTTP2:             p.relay,
-		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
-		IdleTimeout:       c.HTTP.IdleTimeout,
-		MaxHeaderBytes:    c.HTTP.MaxHeaderBytes,
-		MaxStreams:        c.HTTP2.MaxStreams,
-		MaxConnections:    most,
-		Sources:           newSources(c, most, &p.memory, p.memoryLimit),
-		ProxyProtocol:     c.ProxyProtocol.From,
-	})
+	if c.Mode == configs.ModePassthrough {
+		passing, err := p.newPassing(c)
+		if err != nil {
+			return nil, err
+		}
+		p.front, p.evacuation = passing, p.spread
+		return p, nil
+	}
+	p.front, p.evacuation = p.newTerminating(c), evacuateWatches
 	return p, nil
 }
 
@@ -276,11 +223,10 @@ func (p *process) stateChanged(b *backend.Backend, ch health.Change) {
 	p.log.Log(context.Background(), level, "backend state changed", attrs...)
 	switch {
 	case ch.To == health.Dead:
-		p.pools.Cut(b)
-		p.relay.Cut(b)
+		p.front.Cut(b)
 	case ch.To == health.Ready && p.ready.probed.Load():
 		// It may have been started anew, with other flags.
-		go p.relay.Learn(context.Background(), b)
+		go p.front.Learn(context.Background(), b)
 	}
 	p.tellPanic()
 }
@@ -296,8 +242,7 @@ func (p *process) filesChanged() {
 		return
 	}
 	p.backendGeneration = now
-	p.pools.Retire()
-	p.relay.Retire()
+	p.front.Retire()
 	for _, w := range p.allWatches() {
 		w.prober.Redial()
 	}
@@ -328,8 +273,7 @@ func (p *process) endLapsed(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		p.relay.EndLapsed()
-		p.server.EndLapsed()
+		p.front.EndLapsed()
 		p.lapsesSeen.Store(time.Now().UnixNano())
 	}
 }
@@ -358,12 +302,12 @@ func (p *process) tellPanic() {
 func (p *process) run(ctx context.Context, l *listeners, signals *signals) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	// The relay looks after its connections until the last of them has been drained,
-	// even where it is a failure elsewhere that ends the process.
-	relaying, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopRelay()
-	go func() { _ = p.relay.Run(relaying) }() // it ends without an error
-	go p.endLapsed(relaying)
+	// Connections are looked after until the last of them has been drained, even where it
+	// is a failure elsewhere that ends the process.
+	carrying, stopCarrying := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopCarrying()
+	go p.front.Run(carrying)
+	go p.endLapsed(carrying)
 	if p.accessLog != nil {
 		go p.accessLog.run()
 	}
@@ -372,7 +316,9 @@ func (p *process) run(ctx context.Context, l *listeners, signals *signals) error
 	g.Go(func() error { return p.store.Run(ctx) })
 	g.Go(func() error { return p.watchExpiries(ctx) })
 	g.Go(func() error { return p.keepMemory(ctx, p.memoryLimit) })
-	g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
+	if p.rebalance != nil {
+		g.Go(func() error { return p.rebalance.Run(ctx, p.backends) })
+	}
 	g.Go(func() error { return p.evacuate(ctx) })
 	g.Go(func() error { return p.keepWatchdog(ctx) })
 	g.Go(func() error { return p.keepHistory(ctx) })
@@ -417,7 +363,7 @@ func (p *process) run(ctx context.Context, l *listeners, signals *signals) error
 		p.ready.serving.Store(true)
 		p.log.Info("ready for clients", "listen", l.clients.Addr().String())
 		p.notify(daemon.SdNotifyReady)
-		if err := p.server.Serve(l.clients); err != nil {
+		if err := p.front.Serve(l.clients); err != nil {
 			return fmt.Errorf("listener: %w", err)
 		}
 		return nil
@@ -428,8 +374,7 @@ func (p *process) run(ctx context.Context, l *listeners, signals *signals) error
 	})
 
 	err := g.Wait()
-	p.pools.Close()
-	p.relay.Close()
+	p.front.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	return errors.Join(err, p.accessLog.close(), p.telemetry.shutdown(ctx))
@@ -457,7 +402,7 @@ func (p *process) learnProtocols(ctx context.Context, backends []*backend.Backen
 	var wg sync.WaitGroup
 	for _, b := range backends {
 		if b.State() != health.Dead {
-			wg.Go(func() { p.relay.Learn(ctx, b) })
+			wg.Go(func() { p.front.Learn(ctx, b) })
 		}
 	}
 	wg.Wait()

@@ -180,7 +180,7 @@ func (p *process) drain(ctx context.Context, signals *signals, delay time.Durati
 		case <-ctx.Done():
 		}
 	}
-	switch cut := p.server.Shutdown(ctx, p.config.Shutdown.GracePeriod); {
+	switch cut := p.front.Shutdown(ctx, p.config.Shutdown.GracePeriod); {
 	case cut == 0:
 		p.log.Info("drained")
 	case ctx.Err() != nil:

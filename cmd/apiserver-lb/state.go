@@ -9,6 +9,7 @@ import (
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/backend"
+	"apiserver-lb/balancer/passthrough"
 	"apiserver-lb/health"
 )
 
@@ -28,8 +29,12 @@ type state struct {
 	// worst comes first. Its words may change.
 	Summary []remark `json:"summary"`
 
-	ClientConnections int64            `json:"clientConnections"`
-	InFlight          map[string]int64 `json:"inFlight"` // by class: short, long, upgrade
+	ClientConnections int64 `json:"clientConnections"`
+	// Passed is, by backend, what has passed since the process began, where TLS does not end
+	// here; then each connection counts as one long request there, and nothing is known of
+	// requests.
+	Passed   map[string]passthrough.Figures `json:"passed,omitempty"`
+	InFlight map[string]int64               `json:"inFlight"` // by class: short, long, upgrade
 	// Since the process began.
 	Retries  map[string]int64 `json:"retries"`  // by reason
 	Refusals map[string]int64 `json:"refusals"` // by reason
@@ -127,6 +132,7 @@ func (p *process) state(now time.Time) *state {
 		At: now, Version: version, Host: p.host, Since: p.begun,
 		Ready: ready, Panicking: set.Panicking(), Stopping: p.ready.stopping.Load(),
 		ClientConnections: totals.Clients,
+		Passed:            p.front.Passed(),
 		InFlight:          totals.InFlight,
 		Retries:           map[string]int64{},
 		Refusals:          totals.Refusals,
@@ -157,10 +163,7 @@ func (p *process) state(now time.Time) *state {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.Use, b.Use), cmp.Compare(a.File, b.File))
 	})
 	s.Changes = p.history.latest()
-	s.ClientCertificates, s.MoreClientCertificates = p.history.inUse(now, func(add func(balancer.CertificateUse)) {
-		p.relay.CertificateUses(add)
-		p.server.CertificateUses(add)
-	})
+	s.ClientCertificates, s.MoreClientCertificates = p.history.inUse(now, p.front.CertificateUses)
 	s.Summary = summarize(s)
 	return s
 }

@@ -32,7 +32,7 @@ func hanging(loops []loop, now time.Time) (names []string) {
 // loops are those of this process. That timers and goroutines run at all is proved by
 // whoever asks.
 func (p *process) loops() []loop {
-	all := []loop{{name: "what accepts clients", moved: p.server.Admitting()}}
+	all := []loop{{name: "what accepts clients", moved: p.front.Admitting()}}
 	// It goes over all connections, and so meets the locks of the relay and the server.
 	if seen := p.lapsesSeen.Load(); seen != 0 {
 		all = append(all, loop{"what looks after connections", time.Unix(0, seen), lapsesEvery})
