@@ -18,6 +18,8 @@ func TestChoose(t *testing.T) {
 	}{
 		{"all", func(*options) {}, 7, len(allCases()), ""},
 		{"some", func(o *options) { o.peers, o.cases = "HAProxy", "1 in flight" }, 1, 2, ""},
+		{"passthrough", func(o *options) { o.passthrough = true }, 3, len(allCases()), ""},
+		{"passthrough, no peer", func(o *options) { o.passthrough, o.peers = true, "nginx" }, 0, 0, "can leave TLS"},
 		{"an unknown peer", func(o *options) { o.peers = "direct,squid" }, 0, 0, `no "squid"`},
 		{"an unknown case", func(o *options) { o.cases = "nothing" }, 0, 0, `none has "nothing"`},
 		{"no run", func(o *options) { o.runs = 0 }, 0, 0, "want at least 1"},

@@ -14,6 +14,9 @@
 // case, in an order that changes from run to run. The idle watches want 3,000
 // open files of each process (ulimit -Hn).
 //
+// With -passthrough the TLS of clients ends at the backends, and the only other proxy is
+// HAProxy in mode tcp.
+//
 // With -attacks it plays those of HTTP/2 instead, against apiserver-lb, HAProxy and a
 // ReverseProxy of Go's library, each fresh, with a bystander that makes 50 requests a
 // second meanwhile.
@@ -41,6 +44,7 @@ type options struct {
 	peers, cases      string
 	output, plot      string
 	attacks           bool
+	passthrough       bool
 }
 
 // shortest is a duration that shows whether the benchmark works, no more.
@@ -81,6 +85,7 @@ func main() {
 	flag.StringVar(&o.output, "o", "", "write the report to this `file` as well")
 	flag.StringVar(&o.plot, "plot", "", "draw the ratios into this `file`, as SVG")
 	flag.BoolVar(&o.attacks, "attacks", false, "measure attacks instead, beside HAProxy and a plain Go proxy; of the other flags -balancer, -haproxy and -cases apply")
+	flag.BoolVar(&o.passthrough, "passthrough", false, "let TLS end at the backends: compares apiserver-lb with HAProxy in mode tcp, of those in -peers")
 	flag.Parse()
 
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -108,12 +113,23 @@ func (o options) choose() ([]peer, []testCase, error) {
 	}
 	var peers []peer
 	known := allPeers(o.balancer, o.haproxy)
+	passing := known
+	if o.passthrough {
+		passing = passthroughPeers(o.balancer, o.haproxy)
+	}
 	for name := range strings.SplitSeq(o.peers, ",") {
-		i := slices.IndexFunc(known, func(p peer) bool { return p.name == name })
+		is := func(p peer) bool { return p.name == name }
+		i := slices.IndexFunc(passing, is)
+		if i < 0 && slices.ContainsFunc(known, is) {
+			continue // it cannot
+		}
 		if i < 0 {
 			return nil, nil, fmt.Errorf("-peers: there is no %q", name)
 		}
-		peers = append(peers, known[i])
+		peers = append(peers, passing[i])
+	}
+	if len(peers) == 0 {
+		return nil, nil, errors.New("-peers: none of them can leave TLS to the backends, as -passthrough wants")
 	}
 	cases := slices.DeleteFunc(allCases(), func(c testCase) bool { return !strings.Contains(c.name, o.cases) })
 	if len(cases) == 0 {

@@ -37,6 +37,13 @@ func TestBalancerConfig(t *testing.T) {
 	}
 }
 
+// So it does that of the mode in which TLS ends at the backends.
+func TestPassthroughConfig(t *testing.T) {
+	if c := loadBalancerConfig(t, balancerPassthroughTemplate); c.Mode != configs.ModePassthrough {
+		t.Errorf("mode %q", c.Mode)
+	}
+}
+
 func loadBalancerConfig(t *testing.T, from *template.Template) *configs.Config {
 	t.Helper()
 	dir := t.TempDir()

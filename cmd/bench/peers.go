@@ -90,6 +90,24 @@ func allPeers(balancer, haproxy string) []peer {
 	}
 }
 
+// passthroughPeers are those that can leave TLS to the backends, and do.
+func passthroughPeers(balancer, haproxy string) []peer {
+	var peers []peer
+	for _, p := range allPeers(balancer, haproxy) {
+		switch p.name {
+		case noProxy:
+		case ours:
+			p.config, p.note = balancerPassthroughTemplate, "mode: passthrough; the goals are those of mode: terminate"
+		case reference:
+			p.config, p.note = haproxyPassthroughTemplate, "mode tcp, reads the ClientHello, splices"
+		default:
+			continue
+		}
+		peers = append(peers, p)
+	}
+	return peers
+}
+
 // gather makes sure of each peer's program and asks for its version. A peer
 // whose package cannot be had is left out, and why is returned.
 func gather(ctx context.Context, wanted []peer) (peers []peer, versions, leftOut []string, err error) {
