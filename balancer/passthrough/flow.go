@@ -80,9 +80,9 @@ func (f *flow) fillFrom(fd uintptr) bool {
 			n, err = unix.Read(int(fd), *f.buffer)
 		}
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // of a system call
+		case err == unix.EINTR:
 			continue
-		case err == unix.EAGAIN: //nolint:errorlint // likewise; the pipe was empty
+		case err == unix.EAGAIN: // the pipe was empty
 			f.release()
 			return false
 		case err != nil:
@@ -115,8 +115,8 @@ func (f *flow) drainTo(fd uintptr) bool {
 	for f.left > 0 {
 		n, err := unix.Splice(f.pipe.r, nil, int(fd), nil, f.left, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // of a system call
-		case err == unix.EAGAIN: //nolint:errorlint // likewise; the pipe is not empty
+		case err == unix.EINTR:
+		case err == unix.EAGAIN: // the pipe is not empty
 			return false
 		case err != nil:
 			f.err = os.NewSyscallError("splice", err)

@@ -117,14 +117,14 @@ func TestFailover(t *testing.T) {
 		c.Close()
 		return nil
 	}
-	for name, break_ := range map[string]func(w *world){
+	for name, spoil := range map[string]func(w *world){
 		"refuses": func(w *world) { w.apis[0].listener.Close() },
 		"resets":  func(w *world) { w.apis[0].before = reset },
 		"ends":    func(w *world) { w.apis[0].before = func(net.Conn) net.Conn { return nil } },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 2, nil)
-			break_(w)
+			spoil(w)
 			w.start()
 			for range 6 {
 				s := w.dial()

@@ -172,13 +172,13 @@ func startPassingLoad(t *testing.T, server string, each int) *passingLoad {
 				return err
 			})
 		})
-		l.inform(t, ctx, server)
+		l.inform(ctx, t, server)
 	}
 	return l
 }
 
 // inform starts an informer and waits until it has all.
-func (l *passingLoad) inform(t *testing.T, ctx context.Context, server string) {
+func (l *passingLoad) inform(ctx context.Context, t *testing.T, server string) {
 	t.Helper()
 	i := new(passingInformer)
 	config := restConfig(t, server, shared.Admin())
