@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // pass has the site's balancer leave TLS to its backends. It then has no key of anything.
@@ -162,6 +165,12 @@ func TestPassthroughDrain(t *testing.T) {
 		if got := r.from(r.passed(r.pki.alice)); got != "api-1" {
 			t.Errorf("%s answers", got)
 		}
+	}
+	// Now every metric of this mode has something to tell.
+	got := r.labelsOf(r.scrape())
+	maps.DeleteFunc(got, func(name, _ string) bool { return !strings.HasPrefix(name, "apiserver_lb_passthrough_") })
+	if d := cmp.Diff(passingMetrics, got); d != "" {
+		t.Errorf("metrics and their labels (-documented +served):\n%s", d)
 	}
 	if code, _, errs := operator("undrain", "--socket", socket, "api-0"); code != exitOK {
 		t.Error(errs)
