@@ -73,7 +73,7 @@ type direction struct {
 	count      func(n int)
 	firstBytes func()       // called when the first ones have passed; nil: nobody asks
 	half       *atomic.Bool // the other direction has ended
-	err        error        // of the source
+	reset      bool         // the source has reset the connection, and had no reason that we know of
 }
 
 // run moves bytes until one of the two ends, and passes the end on.
@@ -84,7 +84,7 @@ func (d *direction) run() end {
 		}
 		n, err := d.read()
 		if err != nil {
-			d.err = err
+			d.reset = isReset(err) && !d.half.Load() // before the target hears of it, and ends in turn
 			_ = d.dst.CloseWrite() // it may be gone already
 			if errors.Is(err, io.EOF) {
 				return finished
@@ -151,7 +151,7 @@ func (s *Server) join(c *connection) {
 	})
 	d := &direction{flow: down, count: count(&c.figures.toClients), half: &half}
 	e := d.run()
-	if isReset(d.err) && !half.Load() {
+	if d.reset {
 		s.Passive(c.slot.Backend, health.ConnLost)
 	}
 	ended(e, d, up)
