@@ -68,8 +68,9 @@ func (b *timedBody) stalled() bool {
 	return begun != 0 && time.Since(time.Unix(0, begun)) >= b.timeout
 }
 
-// timedWriter writes the answer to a short request: each piece of it must be taken in
-// so long. The pieces are those of httputil.ReverseProxy, 32 KiB at most.
+// timedWriter writes the answer to a short request, or the one that refuses an upgrade:
+// each piece of it must be taken in so long. The pieces are 32 KiB at most; small ones, of an
+// answer whose length is not known, are sent by a flush alone.
 type timedWriter struct {
 	http.ResponseWriter
 	conn    *http.ResponseController
@@ -81,15 +82,32 @@ type timedWriter struct {
 func (w *timedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *timedWriter) Write(p []byte) (int, error) {
-	begun := time.Now()
-	_ = w.conn.SetWriteDeadline(begun.Add(w.timeout))
-	defer func() { _ = w.conn.SetWriteDeadline(time.Time{}) }() // the connection may serve others later
+	begun := w.begin()
 	n, err := w.ResponseWriter.Write(p)
+	w.end(begun, err)
+	return n, err
+}
+
+// FlushError is for http.ResponseController.
+func (w *timedWriter) FlushError() error {
+	begun := w.begin()
+	err := w.conn.Flush()
+	w.end(begun, err)
+	return err
+}
+
+func (w *timedWriter) begin() time.Time {
+	now := time.Now()
+	_ = w.conn.SetWriteDeadline(now.Add(w.timeout))
+	return now
+}
+
+func (w *timedWriter) end(begun time.Time, err error) {
+	_ = w.conn.SetWriteDeadline(time.Time{}) // the connection may serve others later
 	if err != nil && time.Since(begun) >= w.timeout {
 		w.x.f.Metrics.Refused(balancer.ReasonAnswerStalled)
 		w.x.record.Refused(balancer.ReasonAnswerStalled)
 	}
-	return n, err
 }
 
 // timed makes the client of a short request one that may not stand still for longer than

@@ -70,7 +70,7 @@ func (x *exchange) upgrade(w http.ResponseWriter) {
 	x.f.Core.Concluded(x.decision, res.StatusCode, time.Now())
 	x.code = res.StatusCode
 	if res.StatusCode != http.StatusSwitchingProtocols {
-		x.relayRefusedUpgrade(w, res)
+		x.relayRefusedUpgrade(&timedWriter{w, x.conn, x.f.StallTimeout, x}, res)
 		return
 	}
 	if !sameProtocol(x.in.Header, res.Header) {
