@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"apiserver-lb/balancer"
 )
 
 // What a slow client takes out of a buffer of ours is no sign of life of a backend
@@ -15,13 +17,13 @@ import (
 func TestSlowReaderHidesNoHang(t *testing.T) {
 	run(t, setup{}, func(w *world) {
 		w.prefer(0)
-		const size = 14 * 64 << 10 // less than a stream's window: all of it arrives
+		const size = 2 * 60 << 10 // less than a stream's window: all of it arrives
 		w.apis[0].on(func(rw http.ResponseWriter, _ *http.Request) {
 			// With a length, because ReverseProxy flushes what has none, and takes a
 			// mutex for that on which no bubble can rest.
 			rw.Header().Set("Content-Length", strconv.Itoa(size+1))
-			for range 14 {
-				if _, err := rw.Write(make([]byte, 64<<10)); err != nil {
+			for range 2 {
+				if _, err := rw.Write(make([]byte, 60<<10)); err != nil {
 					w.Errorf("the answer does not fit: %v", err)
 				}
 			}
@@ -87,6 +89,24 @@ func TestPanicIsLogged(t *testing.T) {
 		}
 		if got := w.metric("apiserver_lb.refusals")["reason=internal"]; got != 1 {
 			w.Errorf("%d counted, want 1", got)
+		}
+	})
+}
+
+// TestPanicGivesBack: a panic after the head of an answer has come leaves no load behind
+// (world.end looks).
+func TestPanicGivesBack(t *testing.T) {
+	run(t, setup{backends: 1}, func(w *world) {
+		w.core.Records = &balancer.Records{Log: &balancer.AccessLog{Ratio: 1, Write: func(l *balancer.Line) {
+			if l.Stage == balancer.ResponseStarted {
+				panic("boom")
+			}
+		}}}
+		w.apis[0].holding()
+		c := w.client(1, nil)
+		if res, err := c.send(c.request("GET", watchTarget, nil)); err == nil {
+			res.Body.Close()
+			w.Errorf("answered %d", res.StatusCode)
 		}
 	})
 }

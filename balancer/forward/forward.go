@@ -15,6 +15,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
@@ -114,6 +115,9 @@ func (x *exchange) answer(w http.ResponseWriter) {
 	defer func() {
 		// Deferred, because an answer that breaks off ends in a panic with
 		// http.ErrAbortHandler, which net/http turns into a reset.
+		if x.sent != nil {
+			_ = x.sent.Close() // a panic may have come before
+		}
 		x.admission.Release()
 		f.Metrics.InFlight(x.decision.Class, -1)
 		x.observe()
@@ -149,6 +153,7 @@ type exchange struct {
 	timedBody *timedBody       // nil: no body whose client may not stand still
 	body      *heldBody        // nil: no request body
 	backend   *backend.Backend // of the last attempt; nil: none was made
+	sent      *responseBody    // of the answer that the client gets; nil: none yet
 	code      int              // of the answer; 0: none was given
 }
 
@@ -165,7 +170,7 @@ func (x *exchange) serve(w http.ResponseWriter) {
 	if x.decision.Class == balancer.Long {
 		proxy.FlushInterval = -1 // each event as it comes, the header at once
 	}
-	proxy.ServeHTTP(w, x.in)
+	proxy.ServeHTTP(unswitched{w}, x.in)
 }
 
 // rewrite makes the request that backends get. ReverseProxy has removed the
@@ -379,6 +384,10 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 		// ReverseProxy would leave it open.
 		res.Body.Close()
 		err = &balancer.Refusal{Code: 502, Reason: balancer.ReasonUpgradeProtocol, Message: "the kube-apiserver switched to another protocol, which was not asked for"}
+	case err == nil && (res.StatusCode < 200 || res.StatusCode > 999):
+		// net/http's client takes any number, and its server panics.
+		res.Body.Close()
+		err = fmt.Errorf("the kube-apiserver answered with the status code %d", res.StatusCode)
 	case err != nil && err.Error() == textHeaderTooLarge:
 		err = &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest, Err: err,
 			Message: "the request header, with what the balancer adds to it, is larger than the kube-apiserver takes"}
@@ -416,7 +425,7 @@ func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend
 		}
 		body.forget = x.f.drain.add(b, k, cancel)
 	}
-	res.Body = body
+	res.Body, x.sent = body, body
 	return res, nil
 }
 

@@ -3,10 +3,12 @@ package forward
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -505,5 +507,47 @@ func TestHostileBackend(t *testing.T) {
 		s.data(s.id, true, "fine")
 	}, nil)}, func(w *world) {
 		w.client(2, nil).do("GET", "/api", nil).want(w, 200, "fine")
+	})
+}
+
+// TestBadStatus: what is no status code is no answer, and what a backend says of leaving
+// HTTP/2 before its answer does not reach a client of HTTP/1.1. Nothing is left behind.
+func TestBadStatus(t *testing.T) {
+	for _, target := range []string{"/api", "/api/v1/pods?watch=1"} {
+		for _, code := range []string{"042", "0", "-200", "1000", "99999"} {
+			t.Run(code+target, func(t *testing.T) {
+				run(t, setup{raw: h2script(nil, func(s *h2stream) {
+					s.h2peer.head(s.id, false, ":status: "+code)
+					s.data(s.id, true, "fine")
+				}, nil)}, func(w *world) {
+					w.prefer(0)
+					w.client(1, nil).do("GET", target, nil).want(w, 200, `{"from":"b"}`)
+					w.prefer(0)
+					w.client(1, nil).do("POST", target, nil).want(w, 502, `{"kind":"Status"`)
+				})
+			})
+		}
+		t.Run("101"+target, func(t *testing.T) {
+			run(t, setup{backends: 1, raw: h2script(nil, func(s *h2stream) {
+				s.reply(101, false)
+				s.reply(200, false)
+				s.data(s.id, true, "fine")
+			}, nil)}, func(w *world) {
+				r := w.raw(nil)
+				r.say("GET "+target+" HTTP/1.1", "Host: a", "Connection: close", "", "")
+				if got := r.rest(); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
+					t.Errorf("answer %q", got)
+				}
+			})
+		})
+	}
+	t.Run("HTTP/1.1", func(t *testing.T) {
+		run(t, setup{backends: 1, h1: true, rawALPN: []string{"http/1.1"}, raw: func(_ *world, c *tls.Conn) {
+			if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+				io.WriteString(c, "HTTP/1.1 099 Odd\r\nContent-Length: 4\r\n\r\nfine")
+			}
+		}}, func(w *world) {
+			w.client(1, nil).do("GET", "/api", nil).want(w, 502, `{"kind":"Status"`)
+		})
 	})
 }

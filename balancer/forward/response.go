@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
 
@@ -116,4 +117,18 @@ type cancelBody struct {
 func (b *cancelBody) Close() error {
 	b.cancel()
 	return b.ReadCloser.Close()
+}
+
+// unswitched is the writer for an answer that does not leave HTTP. A backend that says 101
+// over HTTP/2, where that means nothing (RFC 9113, section 8.6), says it before its answer,
+// and the client's HTTP/1.1 would be over.
+type unswitched struct{ http.ResponseWriter }
+
+// Unwrap is for http.ResponseController.
+func (w unswitched) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w unswitched) WriteHeader(code int) {
+	if code != http.StatusSwitchingProtocols {
+		w.ResponseWriter.WriteHeader(code)
+	}
 }
