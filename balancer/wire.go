@@ -10,6 +10,10 @@ import (
 // The rules for what a request head may say, the same for both protocols. What they
 // let pass goes on byte for byte, and means the same to every backend.
 
+// MaxFields is how many fields the head of a request may have. Without a bound a head of
+// fields that are a few bytes each takes ten times its size in memory.
+const MaxFields = 2000
+
 // BadMethod returns the refusal of a method that no API server serves, nil for others.
 // CONNECT and TRACE speak to proxies (RFC 9110, sections 9.3.6 and 9.3.8); PRI is no
 // method but the beginning of HTTP/2 (RFC 9113, section 11.6).

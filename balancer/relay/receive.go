@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/relay/hpack"
 )
 
@@ -132,7 +133,7 @@ func (c *conn) decode(id uint32, block []byte) error {
 }
 
 // maxFields is how many fields a header list may have.
-const maxFields = 2000
+const maxFields = balancer.MaxFields
 
 // tooLarge reports whether the list in sh.fields is not to be used, since it is not
 // complete.

@@ -64,6 +64,7 @@ type Scanner struct {
 type message struct {
 	old       bool   // HTTP/1.0
 	authority string // of a target in absolute form
+	fields    int
 	host      string
 	hosts     int
 	length    int64 // Content-Length
@@ -345,6 +346,9 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 		return refusal
 	}
 	m := &s.msg
+	if m.fields++; m.fields > balancer.MaxFields {
+		return &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest, Message: fmt.Sprintf("the request header has more than %d fields", balancer.MaxFields)}
+	}
 	switch which(name) {
 	case fieldHost:
 		m.host = string(value)
