@@ -67,6 +67,14 @@ var (
 		ldflags:  kubernetesLDFlags,
 		minutes:  2,
 	}
+	kubeadmProduct = product{
+		module:   "kubernetes",
+		path:     "k8s.io/kubernetes",
+		programs: []string{"kubeadm"},
+		packages: []string{"k8s.io/kubernetes/cmd/kubeadm"},
+		ldflags:  kubernetesLDFlags,
+		minutes:  1,
+	}
 	h2specProduct = product{
 		module:   "h2spec",
 		path:     "github.com/summerwind/h2spec",
@@ -116,21 +124,27 @@ func Build(ctx context.Context, o BuildOptions) (*Binaries, error) {
 
 // Kubectl returns the path of a kubectl of the cluster's own version, building it if need be.
 func Kubectl(ctx context.Context, o BuildOptions) (string, error) {
-	dir, err := build(ctx, kubectlProduct, o)
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, "kubectl"), nil
+	return buildOne(ctx, kubectlProduct, o)
+}
+
+// Kubeadm returns the path of a kubeadm of the cluster's own version, building it if need be.
+func Kubeadm(ctx context.Context, o BuildOptions) (string, error) {
+	return buildOne(ctx, kubeadmProduct, o)
 }
 
 // H2spec returns the path of h2spec, which judges how a server speaks HTTP/2, building
 // it if need be.
 func H2spec(ctx context.Context, o BuildOptions) (string, error) {
-	dir, err := build(ctx, h2specProduct, o)
+	return buildOne(ctx, h2specProduct, o)
+}
+
+// buildOne is build for a product of one program, whose path it returns.
+func buildOne(ctx context.Context, p product, o BuildOptions) (string, error) {
+	dir, err := build(ctx, p, o)
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(dir, "h2spec"), nil
+	return filepath.Join(dir, p.programs[0]), nil
 }
 
 // kubernetesLDFlags are what makes /version and `kubectl version` tell the truth

@@ -46,6 +46,9 @@ type Options struct {
 	Tokens []StaticToken
 	// Binaries are the programs; nil: Build is called with BuildOptions{Log: Log}.
 	Binaries *Binaries
+	// Nodeless leaves out the node, and with it all pods. Of clusters in one network
+	// namespace one alone may have them.
+	Nodeless bool
 	// Log gets a line for each component as it comes up. Nil: nothing is said.
 	Log io.Writer
 }
@@ -101,7 +104,8 @@ type addresses struct {
 }
 
 // Start builds what must be built, starts a cluster and returns when it is ready: every
-// apiserver passes /readyz, the node is Ready and the pod default/demo is Running.
+// apiserver passes /readyz, and, unless Nodeless, the node is Ready and the pod
+// default/demo is Running.
 // ctx bounds the start alone. After an error nothing is left behind, except Dir where
 // KeepDir is set.
 func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
@@ -139,16 +143,15 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err := c.prepare(); err != nil {
 		return nil, err
 	}
-	for _, step := range []struct {
+	type step struct {
 		name string
 		run  func(context.Context) (string, error)
-	}{
-		{"etcd", c.startEtcd},
-		{"kube-apiserver", c.startApiservers},
-		{"kube-controller-manager", c.startControllerManager},
-		{"kwok", c.startKwok},
-		{"pod default/demo", c.startDemoPod},
-	} {
+	}
+	steps := []step{{"etcd", c.startEtcd}, {"kube-apiserver", c.startApiservers}, {"kube-controller-manager", c.startControllerManager}}
+	if !o.Nodeless {
+		steps = append(steps, step{"kwok", c.startKwok}, step{"pod default/demo", c.startDemoPod})
+	}
+	for _, step := range steps {
 		at := time.Now()
 		what, err := step.run(ctx)
 		if err != nil {

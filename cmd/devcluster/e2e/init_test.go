@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,17 +12,18 @@ import (
 	"apiserver-lb/cmd/devcluster/cluster"
 )
 
-// kubeadmLayout lays the cluster's certificates out as kubeadm does on a control-plane host.
-func kubeadmLayout(t *testing.T) string {
+// kubeadmHost has kubeadm make the files of a control-plane host, of the cluster's
+// authorities and for the kube-apiserver given, and returns the directory that stands for
+// /etc/kubernetes.
+func kubeadmHost(t *testing.T, c *cluster.Cluster, a *cluster.Apiserver) string {
 	t.Helper()
-	dir := t.TempDir()
-	for _, sub := range []string{"pki", "manifests"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
-			t.Fatal(err)
-		}
+	root := t.TempDir()
+	dir := filepath.Join(root, "etc", "kubernetes")
+	if err := os.MkdirAll(filepath.Join(dir, "pki"), 0o700); err != nil {
+		t.Fatal(err)
 	}
-	for _, name := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-client.crt", "front-proxy-client.key"} {
-		data, err := os.ReadFile(shared.PKI.File(name))
+	for _, name := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key"} {
+		data, err := os.ReadFile(c.PKI.File(name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -28,48 +31,75 @@ func kubeadmLayout(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	manifest := "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - command:\n    - kube-apiserver\n    - --advertise-address=127.0.0.11\n    - --secure-port=6443\n" +
-		"    - --client-ca-file=/etc/kubernetes/pki/ca.crt\n    - --requestheader-client-ca-file=/etc/kubernetes/pki/front-proxy-ca.crt\n    - --requestheader-allowed-names=front-proxy-client\n" +
-		"    - --requestheader-username-headers=X-Remote-User\n    - --requestheader-uid-headers=X-Remote-Uid\n    - --proxy-client-cert-file=/etc/kubernetes/pki/front-proxy-client.crt\n" +
-		"    - --proxy-client-key-file=/etc/kubernetes/pki/front-proxy-client.key\n"
-	if err := os.WriteFile(filepath.Join(dir, "manifests", "kube-apiserver.yaml"), []byte(manifest), 0o600); err != nil {
+	host, port, err := net.SplitHostPort(a.Address)
+	if err != nil {
 		t.Fatal(err)
 	}
-	admin := issue(t, cluster.CertificateOptions{CommonName: "admin", Organizations: []string{"system:masters"}})
-	if err := shared.Kubeconfig(filepath.Join(dir, "admin.conf"), shared.Apiserver(1).URL(), cluster.User{Certificate: admin}); err != nil {
+	config := fmt.Sprintf(`apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+localAPIEndpoint: {advertiseAddress: %s, bindPort: %s}
+nodeRegistration: {name: control-plane-1, criSocket: "unix:///run/containerd/containerd.sock"}
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+kubernetesVersion: v1.36.0
+`, host, port)
+	if err := os.WriteFile(filepath.Join(root, "kubeadm.yaml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	kubeadm, err := cluster.Kubeadm(t.Context(), cluster.BuildOptions{Log: os.Stdout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, phase := range [][]string{{"certs", "all"}, {"kubeconfig", "admin"}, {"control-plane", "apiserver"}} {
+		args := append([]string{"init", "phase"}, phase...)
+		if _, err := command(t, 60*time.Second, kubeadm, append(args, "--rootfs", root, "--config", "/kubeadm.yaml")...); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }
 
-// TestInit: from a kubeadm host to a client, with the commands that the README names.
-func TestInit(t *testing.T) {
-	needNamespace(t)
-	host, dir := kubeadmLayout(t), t.TempDir()
+// tryInit goes from a kubeadm host to a client, with the commands that the README names.
+func tryInit(t *testing.T, c *cluster.Cluster) {
+	host, dir := kubeadmHost(t, c, c.Apiserver(1)), t.TempDir()
+	direct := filepath.Join(host, "admin.conf")
+	// What kubeadm does once kube-apiserver runs.
+	masters := filepath.Join(dir, "super-admin.conf")
+	if err := c.Kubeconfig(masters, c.Apiserver(1).URL(), c.Admin()); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, masters, "create", "clusterrolebinding", "kubeadm:cluster-admins", "--clusterrole=cluster-admin", "--group=kubeadm:cluster-admins")
+
 	config, lbConf := filepath.Join(dir, "apiserver-lb.yaml"), filepath.Join(dir, "lb.conf")
 	listen, _, err := cluster.FreeAddress("127.0.0.1:18443")
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"init", "--from", host, "--serving-cert", filepath.Join(dir, "serving"), "--san", "127.0.0.1", "--listen", listen, "--output", config}
-	// These kube-apiservers have loopback addresses, which Kubernetes does not publish.
-	for _, i := range []int{1, 2, 3} {
-		args = append(args, "--backend", shared.Apiserver(i).Address)
-	}
-	for _, step := range [][]string{
-		args,
-		{"check", "--probe", "--config", config},
-		{"kubeconfig", "--kubeconfig", filepath.Join(host, "admin.conf"), "--server", "https://" + listen, "--output", lbConf},
-	} {
-		if got := runProgram(t, step...); got.code != 0 {
-			t.Fatalf("%q: exit code %d\n%s%s", step, got.code, got.stdout, got.stderr)
-		}
-	}
 	admin, _, err := cluster.FreeAddress("127.0.0.1:19443")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := shared.Run(cluster.Command{Name: "init-balancer", Path: program, Args: []string{"serve", "--config", config, "--admin-listen", admin}, Env: balancerEnv()})
+	run := func(args ...string) output {
+		t.Helper()
+		got := runProgram(t, args...)
+		if got.code != 0 {
+			t.Fatalf("%q: exit code %d\n%s%s", args, got.code, got.stdout, got.stderr)
+		}
+		return got
+	}
+	run("init", "--from", host, "--serving-cert", filepath.Join(dir, "serving"), "--san", "lb.example.com", "--san", "127.0.0.1", "--listen", listen, "--output", config)
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{1, 2} {
+		if a := c.Apiserver(i).Address; !strings.Contains(string(text), a) {
+			t.Errorf("it has not found %s:\n%s", a, text)
+		}
+	}
+	run("check", "--probe", "--config", config)
+	p, err := c.Run(cluster.Command{Name: "init-balancer", Path: program, Args: []string{"serve", "--config", config, "--admin-listen", admin}, Env: balancerEnv()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,13 +109,16 @@ func TestInit(t *testing.T) {
 			t.Logf("log of the balancer:\n%s", p.LogTail(40))
 		}
 	})
+	run("kubeconfig", "--kubeconfig", direct, "--server", "https://"+listen, "--output", lbConf)
 	var through string
 	eventually(t, 20*time.Second, "kubectl through the balancer", func() (err error) {
 		through, err = command(t, 20*time.Second, kubectlPath(t), "--kubeconfig", lbConf, "auth", "whoami", "-o", "yaml")
 		return err
 	})
-	direct := kubectl(t, filepath.Join(host, "admin.conf"), "auth", "whoami", "-o", "yaml")
-	if who := func(s string) string { _, s, _ = strings.Cut(s, "status:"); return s }; who(through) != who(direct) || who(direct) == "" {
-		t.Errorf("through the balancer:\n%s\ndirectly:\n%s", through, direct)
+	who := func(s string) string { _, s, _ = strings.Cut(s, "status:"); return s }
+	if want := who(kubectl(t, direct, "auth", "whoami", "-o", "yaml")); who(through) != want || want == "" {
+		t.Errorf("through the balancer:\n%s\ndirectly:\n%s", through, want)
 	}
+	got := run("verify", "--kubeconfig", lbConf, "--config", config)
+	t.Logf("verify says:\n%s", got.stdout)
 }

@@ -60,11 +60,10 @@ func prepare() error {
 	if _, err := cluster.Build(ctx, cluster.BuildOptions{Log: os.Stdout}); err != nil {
 		return err
 	}
-	if _, err := cluster.Kubectl(ctx, cluster.BuildOptions{Log: os.Stdout}); err != nil {
-		return err
-	}
-	if _, err := cluster.H2spec(ctx, cluster.BuildOptions{Log: os.Stdout}); err != nil {
-		return err
+	for _, build := range []func(context.Context, cluster.BuildOptions) (string, error){cluster.Kubectl, cluster.Kubeadm, cluster.H2spec} {
+		if _, err := build(ctx, cluster.BuildOptions{Log: os.Stdout}); err != nil {
+			return err
+		}
 	}
 	if os.Getenv(programEnv) != "" {
 		return nil
