@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/google/renameio/v2"
 )
 
 func TestCacheFile(t *testing.T) {
@@ -24,7 +26,7 @@ func TestCacheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second replaces the first
-		if err := writeCache(file, content); err != nil {
+		if err := renameio.WriteFile(file, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/google/renameio/v2"
 )
 
 // Options say where to look, and what to do with what is found.
@@ -191,7 +193,7 @@ func (d *Discovery) save() {
 		return
 	}
 	if err == nil {
-		err = writeCache(d.o.CacheFile, content)
+		err = renameio.WriteFile(d.o.CacheFile, content, 0o600) // after a crash there is the old one or the new one, whole
 	}
 	if err == nil {
 		d.saved = content

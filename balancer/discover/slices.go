@@ -1,6 +1,7 @@
 package discover
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -75,6 +76,19 @@ var errExpired = errors.New("the resourceVersion has expired")
 type sliceSet struct {
 	version string // the resourceVersion to watch from
 	byName  map[string]endpointSlice
+}
+
+// SlicesPath is what lists the EndpointSlices of default/kubernetes.
+const SlicesPath = slicesPath + "?labelSelector=" + serviceLabel + "%3D" + service
+
+// Addresses returns the addresses of the kube-apiservers in an answer to a list, less those
+// that cannot be used; a [*Failure] where there is none.
+func Addresses(list []byte) ([]netip.AddrPort, error) {
+	set, err := decodeList(bytes.NewReader(list))
+	if err != nil {
+		return nil, err
+	}
+	return set.addresses(false)
 }
 
 // decodeList reads the answer to a list.

@@ -90,7 +90,7 @@ const (
 	endpointSlices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 	nodes          = "/api/v1/nodes"
 
-	threeSlices = `{"items":[{"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.12"]},{"addresses":["10.0.0.11"]},{"addresses":["10.0.0.13"]}],"ports":[{"name":"https","port":6443}]}]}`
+	threeSlices = `{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","metadata":{"resourceVersion":"1"},"items":[{"metadata":{"name":"kubernetes","namespace":"default","labels":{"kubernetes.io/service-name":"kubernetes"}},"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.12"]},{"addresses":["10.0.0.11"]},{"addresses":["10.0.0.13"]}],"ports":[{"name":"https","port":6443}]}]}`
 	twoNodes    = `{"items":[{"status":{"addresses":[{"type":"Hostname","address":"cp1"},{"type":"InternalIP","address":"10.0.0.11"},{"type":"InternalIP","address":"fd00::11"}]}},{"status":{"addresses":[{"type":"InternalIP","address":"fd00::12"}]}}]}`
 )
 
@@ -108,7 +108,7 @@ func TestInit(t *testing.T) {
 	}{
 		{"kubeadm", kubeadmHost(t, p, manifest("- --requestheader-uid-headers=X-Remote-Uid"), clusterOf(t, p, map[string]string{endpointSlices: threeSlices})), san,
 			[]string{"10.0.0.11:6443", "10.0.0.12:6443", "10.0.0.13:6443"}, ":8443", nil},
-		{"kubeadm, nodes", kubeadmHost(t, p, manifest(), clusterOf(t, p, map[string]string{endpointSlices: `{"items":[]}`, nodes: twoNodes})), san,
+		{"kubeadm, nodes", kubeadmHost(t, p, manifest(), clusterOf(t, p, map[string]string{endpointSlices: `{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","metadata":{"resourceVersion":"1"},"items":[]}`, nodes: twoNodes})), san,
 			[]string{"10.0.0.11:6443", "[fd00::12]:6443"}, ":8443", []string{"--requestheader-uid-headers"}},
 		{"kubeadm, nobody answers", kubeadmHost(t, p, manifest(), clusterOf(t, p, nil)), san,
 			[]string{"10.0.0.11:6443"}, ":8443", []string{"403", "--backend"}},

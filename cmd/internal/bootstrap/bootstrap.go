@@ -7,17 +7,20 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
+	"apiserver-lb/balancer/discover"
 	"apiserver-lb/cmd/internal/kubeconfig"
 )
 
@@ -191,39 +194,25 @@ func FromKubeconfig(name string, a *kubeconfig.Access, caFile string) *Plan {
 // Discover puts the kube-apiservers that the cluster knows of in place of the servers. Where it
 // fails, a note says what to do.
 func (p *Plan) Discover(ctx context.Context, a *kubeconfig.Access) {
-	servers, err := discover(ctx, a, p.port)
-	switch {
-	case err != nil:
-		p.note("the other kube-apiservers could not be found (%v): add their addresses to backends.servers, or give them with --backend", err)
-	case len(servers) == 0:
-		p.note("the cluster tells of no kube-apiserver (EndpointSlices of default/kubernetes, nodes with the control-plane label): add their addresses to backends.servers, or give them with --backend")
-	default:
-		p.Servers = servers
+	servers, err := findBackends(ctx, a, p.port)
+	if err != nil {
+		p.note("the kube-apiservers that the cluster tells of, in the EndpointSlices of default/kubernetes or by nodes with the control-plane label, could not be found (%v): add their addresses to backends.servers, or give them with --backend", err)
+		return
 	}
+	p.Servers = servers
 }
 
-// discover asks for the EndpointSlices of the service default/kubernetes, to which every
+// findBackends asks for the EndpointSlices of the service default/kubernetes, to which every
 // kube-apiserver adds itself, and where there are none, for the nodes of the control plane.
-func discover(ctx context.Context, a *kubeconfig.Access, port string) ([]string, error) {
-	var slicesOf struct {
-		Items []struct {
-			Endpoints []struct {
-				Addresses []string `json:"addresses"`
-			} `json:"endpoints"`
-			Ports []struct {
-				Port int `json:"port"`
-			} `json:"ports"`
-		} `json:"items"`
-	}
-	sliceErr := a.GetJSON(ctx, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dkubernetes", &slicesOf)
+func findBackends(ctx context.Context, a *kubeconfig.Access, port string) ([]string, error) {
+	var list json.RawMessage
+	err := a.GetJSON(ctx, discover.SlicesPath, &list)
 	var found []string
-	for _, s := range slicesOf.Items {
-		for _, port := range s.Ports {
-			for _, e := range s.Endpoints {
-				for _, address := range e.Addresses {
-					found = append(found, net.JoinHostPort(address, strconv.Itoa(port.Port)))
-				}
-			}
+	if err == nil {
+		var addresses []netip.AddrPort
+		addresses, err = discover.Addresses(list)
+		for _, address := range addresses {
+			found = append(found, address.String())
 		}
 	}
 	var nodeErr error
@@ -234,7 +223,7 @@ func discover(ctx context.Context, a *kubeconfig.Access, port string) ([]string,
 	if found = slices.Compact(found); len(found) > 0 {
 		return found, nil
 	}
-	return nil, errors.Join(sliceErr, nodeErr)
+	return nil, errors.Join(err, nodeErr)
 }
 
 func controlPlaneNodes(ctx context.Context, a *kubeconfig.Access, port string) ([]string, error) {
