@@ -85,7 +85,7 @@ func (d *direction) run() end {
 		n, err := d.read()
 		if err != nil {
 			d.reset = isReset(err) && !d.half.Load() // before the target hears of it, and ends in turn
-			_ = d.dst.CloseWrite() // it may be gone already
+			_ = d.dst.CloseWrite()                   // it may be gone already
 			if errors.Is(err, io.EOF) {
 				return finished
 			}
