@@ -25,9 +25,14 @@ type balancer = cluster.Balancer
 // startBalancer starts a balancer in front of the shared cluster; edit, where not
 // nil, changes its configuration first. Names must differ while both run.
 func startBalancer(name string, edit func(config map[string]any)) (*balancer, error) {
+	return startBalancerAt(name, "", "", edit)
+}
+
+// startBalancerAt is startBalancer with addresses, each host:port, or empty for a free one.
+func startBalancerAt(name, listen, admin string, edit func(config map[string]any)) (*balancer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	return shared.StartBalancer(ctx, cluster.BalancerOptions{Path: program, Name: name, Env: balancerEnv(), Edit: func(config map[string]any) {
+	return shared.StartBalancer(ctx, cluster.BalancerOptions{Path: program, Name: name, Listen: listen, AdminListen: admin, Env: balancerEnv(), Edit: func(config map[string]any) {
 		section(config, "shutdown")["gracePeriod"] = "10s"
 		section(config, "log")["level"] = "debug"
 		if edit != nil {

@@ -32,6 +32,7 @@ var tools = []tool{
 	{name: "iptables", present: onPath("iptables"), pkg: "iptables", why: "drops packets in a network namespace of our own"},
 	{name: "ss", present: onPath("ss"), pkg: "iproute2", why: "cuts connections in a network namespace of our own"},
 	{name: "keepalived", present: onPath("keepalived"), pkg: "keepalived", why: "moves a virtual IP address between two balancers, in network namespaces of our own"},
+	{name: "haproxy", present: onPath("haproxy"), pkg: "haproxy", why: "stands for a balancer of the cloud, in front of two of ours"},
 	{name: "chromium", present: onPath("chromium"), pkg: "chromium", why: "looks at the status page"},
 	{name: "prometheus", present: func() bool { return prometheusProgram("prometheus") != "" }, pkg: "prometheus",
 		why: "runs the queries of the alerts and of the dashboard", unpack: true},
