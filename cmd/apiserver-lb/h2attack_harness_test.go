@@ -84,6 +84,15 @@ func startProgram(t *testing.T, edit ...func(*site)) *program {
 	if first != "" {
 		cmd = exec.Command("sh", append([]string{"-c", first + "exec \"$0\" \"$@\""}, cmd.Args...)...)
 	}
+	r.launch(cmd)
+	return r
+}
+
+// launch starts the balancer as a process of its own, waits until it is ready for clients,
+// and ends it with the test.
+func (r *program) launch(cmd *exec.Cmd) {
+	r.Helper()
+	t := r.T
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // where the tests end in a panic
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -124,7 +133,6 @@ func startProgram(t *testing.T, edit ...func(*site)) *program {
 		}
 	})
 	r.log.await(t, said("ready for clients"))
-	return r
 }
 
 // listenFree sets free addresses for clients and operators, and a serving certificate of

@@ -56,6 +56,7 @@ func TestImage(t *testing.T) {
 	root := b.run(t, "mount", b.run(t, "from", "--pull-never", imageName))
 	t.Run("files", func(t *testing.T) { checkFiles(t, root) })
 	t.Run("runs", func(t *testing.T) { checkRuns(t, root) })
+	t.Run("static pod", func(t *testing.T) { checkStaticPod(t, root) })
 }
 
 // buildah runs the program of that name on a storage of its own.
