@@ -64,7 +64,7 @@ type Scanner struct {
 type message struct {
 	old       bool   // HTTP/1.0
 	authority string // of a target in absolute form
-	fields    int
+	fields    int    // with those that Trailer announces
 	host      string
 	hosts     int
 	length    int64 // Content-Length
@@ -347,7 +347,7 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 	}
 	m := &s.msg
 	if m.fields++; m.fields > balancer.MaxFields {
-		return &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest, Message: fmt.Sprintf("the request header has more than %d fields", balancer.MaxFields)}
+		return tooMany()
 	}
 	switch which(name) {
 	case fieldHost:
@@ -373,6 +373,10 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 		}
 	case fieldTrailer:
 		for name := range bytes.SplitSeq(value, []byte(",")) {
+			// net/http keeps each name as it keeps a field.
+			if m.fields++; m.fields > balancer.MaxFields {
+				return tooMany()
+			}
 			if framing(which(bytes.Trim(name, " \t"))) {
 				return bad("Trailer names a field that says where the message ends")
 			}
@@ -383,6 +387,12 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 		}
 	}
 	return nil
+}
+
+// tooMany is the refusal of a head that has too many fields.
+func tooMany() *balancer.Refusal {
+	return &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest,
+		Message: fmt.Sprintf("the request header has, or announces, more than %d fields", balancer.MaxFields)}
 }
 
 // transferEncoding takes the field Transfer-Encoding (RFC 9112, sections 6.1 and 6.3).
