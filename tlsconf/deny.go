@@ -26,6 +26,9 @@ import (
 // A fingerprint or serial number may be that of an intermediate CA, and then
 // speaks of all whom it vouches for. A name is the rest of its line, without the
 // white space around it: no certificate with any there is ever passed on.
+//
+// A file without entries denies nobody. One that had some is to keep a comment then: it
+// is not taken for meant that it is empty.
 type denyList struct {
 	fingerprints map[[sha256.Size]byte]int // -> the line that says so
 	serials      map[denySerial]int
@@ -136,6 +139,9 @@ func shortened(s string) string {
 	}
 	return s
 }
+
+// size is how many entries there are.
+func (d *denyList) size() int { return len(d.fingerprints) + len(d.serials) + len(d.users) }
 
 // deniedIn says by which entry a verified chain, leaf first, is denied; empty: by none.
 func (d *denyList) deniedIn(chain []*x509.Certificate) string {

@@ -175,6 +175,20 @@ func TestDenyListReload(t *testing.T) {
 		t.Error("a broken list has changed something")
 	}
 
+	// As a disk that is full leaves it, or somebody who is about to write it.
+	write(t, w.files.ClientDeny, []byte("\n"))
+	if err := s.Reload(); !errors.As(err, &file) || !strings.Contains(err.Error(), "the file is empty") {
+		t.Errorf("error %v", err)
+	}
+	if !s.Current(denied) {
+		t.Error("an empty list lets in who was denied")
+	}
+	write(t, w.files.ClientDeny, []byte("# nobody\n"))
+	await(t, swaps, "the list of nobody", func() bool { return !s.Current(denied) })
+	write(t, w.files.ClientDeny, []byte("user jane\n"))
+	await(t, swaps, "the list with jane again", func() bool { return s.Verify(jane).Kind == Revoked })
+	denied = s.Verify(jane)
+
 	write(t, w.files.ClientDeny, []byte("user joe\n"))
 	await(t, swaps, "the list without jane", func() bool { return !s.Current(denied) })
 	if v := s.Verify(jane); v.Kind != Valid {

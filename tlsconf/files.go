@@ -198,8 +198,13 @@ func loadDenyList(file string, old *denyList) (*denyList, *FileError) {
 	if err == nil {
 		list, err = parseDenyList(data)
 	}
+	// The first that is left of a file when it is written anew, and all that a full disk
+	// leaves of it. What nobody has meant must not let in whoever was denied.
+	if err == nil && old != nil && old.size() > 0 && len(bytes.TrimSpace(data)) == 0 {
+		err = errors.New("the file is empty, and had entries before")
+	}
 	if err != nil {
-		return nil, &FileError{Use: UseClientDeny, File: file, Err: err, Cure: "put one entry on each line: fingerprint, serial or user, and then the value; an empty file denies nobody", part: UseClientDeny}
+		return nil, &FileError{Use: UseClientDeny, File: file, Err: err, Cure: "put one entry on each line: fingerprint, serial or user, and then the value; to deny nobody any more, leave a comment (#) in it", part: UseClientDeny}
 	}
 	return list, nil
 }

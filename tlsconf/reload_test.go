@@ -424,7 +424,7 @@ func TestOpenErrors(t *testing.T) {
 		{"no backend CA", func(w *world) { w.files.BackendCA = "" }, []string{"no backend CA file"}},
 		{"CRL without CA", func(w *world) { w.files.ClientCA = "" }, []string{"client.crl", "without a client CA"}},
 		{"deny list without CA", func(w *world) { w.files.ClientCA, w.files.ClientCRL, w.files.ClientDeny = "", "", "deny" }, []string{"deny list deny", "without a client CA"}},
-		{"no deny list", func(w *world) { w.files.ClientDeny = "/nonexistent/c" }, []string{"clientDeny file /nonexistent/c: no such file or directory; put", "an empty file denies nobody"}},
+		{"no deny list", func(w *world) { w.files.ClientDeny = "/nonexistent/c" }, []string{"clientDeny file /nonexistent/c: no such file or directory; put", "leave a comment"}},
 		{"TLS 1.1", func(w *world) { w.files.MinVersion = tls.VersionTLS11 }, []string{"TLS 1.1", "use 1.2 or 1.3"}},
 		{"several at once", func(w *world) {
 			w.files.BackendCA = "/nonexistent/a"
