@@ -3,6 +3,8 @@ package balancer
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"strings"
 	"sync"
 	"time"
@@ -35,18 +37,41 @@ func NewTokens(limit int, span time.Duration) *Tokens {
 	return t
 }
 
-// Key returns the key that stands for the token, the same for each way of spelling it with
-// white space: kube-apiserver takes that away from a JWT (stripWhitespace of go-jose), and
+// Key returns the key that stands for the token, the same for each way of spelling it:
 // whoever has one token would otherwise have as many as he likes.
 func (t *Tokens) Key(token string) TokenKey {
+	var room [2048]byte // as large as tokens are
+	sum := sha256.Sum256(appendToken(append(room[:0], t.secret[:]...), token))
+	return TokenKey(sum[:16])
+}
+
+// appendToken appends what a token says, which is itself unless it is a JWT. Of a JWT
+// kube-apiserver takes white space away (stripWhitespace of go-jose), and decodes its three
+// parts without a look at the last bits of each, which stand for nothing; it verifies what
+// it has encoded again (computeAuthData of go-jose). Of the signature half counts: to one
+// of ECDSA, which is r and s, there is another with the same r that is as good.
+func appendToken(b []byte, token string) []byte {
 	// A space itself ends a bearer token, and WebSocket's prove nothing (Concluded).
 	blank := func(r rune) bool { return r != ' ' && unicode.IsSpace(r) }
 	if strings.IndexFunc(token, blank) >= 0 {
 		token = strings.Join(strings.FieldsFunc(token, blank), "")
 	}
-	var room [2048]byte // as large as tokens are
-	sum := sha256.Sum256(append(append(room[:0], t.secret[:]...), token...))
-	return TokenKey(sum[:16])
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return append(b, token...)
+	}
+	jwt := append(b, "JWT"...)
+	for i, part := range parts {
+		part, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(part, "=")) // some take the padding, too
+		if err != nil {
+			return append(b, token...)
+		}
+		if i == 2 {
+			part = part[:len(part)/2]
+		}
+		jwt = append(binary.BigEndian.AppendUint32(jwt, uint32(len(part))), part...) // #nosec G115 -- a header is smaller
+	}
+	return jwt
 }
 
 // Accept remembers that a backend accepted the token that k stands for.

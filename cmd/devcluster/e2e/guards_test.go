@@ -248,3 +248,43 @@ func TestLimitedToken(t *testing.T) {
 		t.Error("the metrics know of no request beyond the rate")
 	}
 }
+
+// TestTokenSpellings: kube-apiserver takes a JWT in each of many spellings, and a limit
+// counts all of them as one.
+func TestTokenSpellings(t *testing.T) {
+	kubectl(t, kubeconfig(t, lb.URL, shared.Admin()), "create", "serviceaccount", "speller")
+	defer kubectl(t, kubeconfig(t, lb.URL, shared.Admin()), "delete", "serviceaccount", "speller")
+	token, err := shared.ServiceAccountToken(t.Context(), "default", "speller")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The last character of a signature of 256 bytes stands for two bits, the first of its six.
+	const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	bits := strings.IndexByte(digits, token[len(token)-1])
+	if bits&15 != 0 {
+		t.Fatalf("the token ends in %q: it is signed in another way than this test knows", token[len(token)-1])
+	}
+	const spellings, each, burst = 16, 2, 4
+	b := ownBalancer(t, func(config map[string]any) {
+		section(config, "requestLimits")["rate"] = 0.01
+		section(config, "requestLimits")["burst"] = burst
+	})
+	const path = "/api/v1/namespaces/default/pods"
+	limited := 0
+	for i := range spellings {
+		speller := caller{authorization: "Bearer " + token[:len(token)-1] + digits[bits+i:bits+i+1]}
+		if a := do(t, speller.client(t, "HTTP/2.0"), "GET", shared.Apiserver(1).URL()+path, "", speller.header(nil)); a.Code != http.StatusForbidden || !strings.Contains(a.Body, "speller") {
+			t.Errorf("spelling %d is answered %d %s by a kube-apiserver, want 403 that names the caller", i, a.Code, a.Body)
+		}
+		// A token that nobody has accepted yet counts with its address: each has its own here.
+		hc := speller.from(t, "HTTP/2.0", fmt.Sprintf("127.0.0.%d", 200+i))
+		for range each {
+			if a := do(t, hc, "GET", b.URL+path, "", speller.header(nil)); a.Code == http.StatusTooManyRequests {
+				limited++
+			}
+		}
+	}
+	if least := spellings*each - 2*burst; limited < least {
+		t.Errorf("%d of %d requests with one token in many spellings are limited, want %d", limited, spellings*each, least)
+	}
+}
