@@ -116,11 +116,7 @@ func TestInit(t *testing.T) {
 			[]string{"10.0.0.11:7443"}, ":6443", []string{"admin.conf", "--backend"}},
 		{"kubeadm, another name allowed", kubeadmHost(t, p, bytes.Replace(manifest(), []byte("names=front-proxy-client"), []byte("names=aggregator"), 1), ""), append(san, "--backend", "a", "--listen", ":1443"),
 			[]string{"a:6443"}, ":1443", []string{"aggregator", "front-proxy-client"}},
-		{"k3s", layOut(t, map[string][]byte{
-			"tls/client-ca.crt": certPEM(p.clientCA), "tls/server-ca.crt": certPEM(p.clusterCA), "tls/server-ca.key": p.clusterCA.keyPEM(t), "tls/request-header-ca.crt": certPEM(p.proxyCA),
-			"tls/client-auth-proxy.crt": certPEM(p.proxy), "tls/client-auth-proxy.key": p.proxy.keyPEM(t),
-			"cred/admin.kubeconfig": []byte(clusterOf(t, p, map[string]string{endpointSlices: threeSlices})),
-		}) + "/tls", san, []string{"10.0.0.11:6443", "10.0.0.12:6443", "10.0.0.13:6443"}, ":8443", []string{"k3s agents"}},
+		{"k3s", k3sHost(t, p, p.clusterCA), san, []string{"10.0.0.11:6443", "10.0.0.12:6443", "10.0.0.13:6443"}, ":8443", []string{"k3s agents", "--kube-apiserver-arg"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -139,6 +139,9 @@ func TestDiscovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	kubectl(t, through, "auth", "whoami")
+
+	// Last, for the kube-apiservers keep the flags that it gives them.
+	t.Run("k3s", func(t *testing.T) { tryK3s(t, c) })
 }
 
 // backendsOf returns the backends of a balancer, by what its status says.

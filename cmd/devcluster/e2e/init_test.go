@@ -62,16 +62,30 @@ kubernetesVersion: v1.36.0
 
 // tryInit goes from a kubeadm host to a client, with the commands that the README names.
 func tryInit(t *testing.T, c *cluster.Cluster) {
-	host, dir := kubeadmHost(t, c, c.Apiserver(1)), t.TempDir()
+	host := kubeadmHost(t, c, c.Apiserver(1))
 	direct := filepath.Join(host, "admin.conf")
 	// What kubeadm does once kube-apiserver runs.
-	masters := filepath.Join(dir, "super-admin.conf")
+	masters := filepath.Join(t.TempDir(), "super-admin.conf")
 	if err := c.Kubeconfig(masters, c.Apiserver(1).URL(), c.Admin()); err != nil {
 		t.Fatal(err)
 	}
 	kubectl(t, masters, "create", "clusterrolebinding", "kubeadm:cluster-admins", "--clusterrole=cluster-admin", "--group=kubeadm:cluster-admins")
 
-	config, lbConf := filepath.Join(dir, "apiserver-lb.yaml"), filepath.Join(dir, "lb.conf")
+	config, lbConf, _ := initBalancer(t, c, host, direct, "init-balancer")
+	got := runProgram(t, "verify", "--kubeconfig", lbConf, "--config", config)
+	if got.code != 0 {
+		t.Errorf("verify: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	t.Logf("verify says:\n%s", got.stdout)
+}
+
+// initBalancer runs init on the files of a control-plane host, and the balancer that it
+// configures, through which the user of the kubeconfig direct is who he is without it. It
+// returns the configuration, a kubeconfig that leads through the balancer, and its URL.
+func initBalancer(t *testing.T, c *cluster.Cluster, host, direct, name string) (config, lbConf, url string) {
+	t.Helper()
+	dir := t.TempDir()
+	config, lbConf = filepath.Join(dir, "apiserver-lb.yaml"), filepath.Join(dir, "lb.conf")
 	listen, _, err := cluster.FreeAddress("127.0.0.1:18443")
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +113,7 @@ func tryInit(t *testing.T, c *cluster.Cluster) {
 		}
 	}
 	run("check", "--probe", "--config", config)
-	p, err := c.Run(cluster.Command{Name: "init-balancer", Path: program, Args: []string{"serve", "--config", config, "--admin-listen", admin}, Env: balancerEnv()})
+	p, err := c.Run(cluster.Command{Name: name, Path: program, Args: []string{"serve", "--config", config, "--admin-listen", admin}, Env: balancerEnv()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,6 +133,5 @@ func tryInit(t *testing.T, c *cluster.Cluster) {
 	if want := who(kubectl(t, direct, "auth", "whoami", "-o", "yaml")); who(through) != want || want == "" {
 		t.Errorf("through the balancer:\n%s\ndirectly:\n%s", through, want)
 	}
-	got := run("verify", "--kubeconfig", lbConf, "--config", config)
-	t.Logf("verify says:\n%s", got.stdout)
+	return config, lbConf, "https://" + listen
 }

@@ -47,7 +47,8 @@ type Plan struct {
 	// Kubeconfigs may reach the cluster, the best first.
 	Kubeconfigs []string
 
-	port string // of the kube-apiservers
+	port  string   // of the kube-apiservers
+	names []string // of a serving certificate, beside those asked for
 }
 
 const (
@@ -146,7 +147,7 @@ func (p *Plan) useFlags(f flags, dir string) {
 		p.note("kube-apiserver has no --requestheader-client-ca-file or no --requestheader-username-headers: client certificates cannot be passed on until it has, as kubeadm sets them")
 	}
 	if f["requestheader-uid-headers"] == "" {
-		p.note("kube-apiserver has no --requestheader-uid-headers: the UID of a client certificate, which few have, is not passed on. Add --requestheader-uid-headers=X-Remote-Uid where that matters (1.33 or later)")
+		p.noteUID("--requestheader-uid-headers=X-Remote-Uid")
 	}
 	if names := f.list("requestheader-allowed-names"); len(names) > 0 {
 		if c, err := readCertificate(p.FrontProxyCert); err == nil && !slices.Contains(names, c.Subject.CommonName) {
@@ -155,6 +156,12 @@ func (p *Plan) useFlags(f flags, dir string) {
 	}
 }
 
+func (p *Plan) noteUID(flag string) {
+	p.note("kube-apiserver has no --requestheader-uid-headers: the UID of a client certificate, which few have, is not passed on. Add %s where that matters (1.33 or later)", flag)
+}
+
+// fromK3s knows k3s' files by their names (k3s, pkg/daemons/control/deps), and what its
+// kube-apiserver is told by the source alone (pkg/daemons/control/server.go): no file says it.
 func fromK3s(dir string) *Plan {
 	in := func(name string) string { return filepath.Join(dir, name) }
 	p := &Plan{Source: dir, Listen: besideAPIServer, port: defaultPort,
@@ -162,9 +169,16 @@ func fromK3s(dir string) *Plan {
 		FrontProxyCert: in("client-auth-proxy.crt"), FrontProxyKey: in("client-auth-proxy.key"),
 		IssuerCert: in("server-ca.crt"), IssuerKey: in("server-ca.key"),
 		Kubeconfigs: []string{filepath.Join(filepath.Dir(dir), "cred", "admin.kubeconfig")},
+		// An agent connects to its --server through a balancer on its own loopback address,
+		// which the certificate must then be for (k3s, pkg/agent/proxy).
+		names: []string{"127.0.0.1", "::1"},
 	}
-	p.note("k3s agents join through a server's port 6443, and keep their own balancer: let kubectl and other clients use this one")
+	p.note("k3s agents keep a balancer of their own, which leads to the servers directly: let kubectl and other clients use this one. configs/deployments/README.md says what holds for agents that join through it")
+	p.noteUID("--kube-apiserver-arg=requestheader-uid-headers=X-Remote-Uid to k3s server")
 	p.checkFrontProxy()
+	if p.FrontProxyCert == "" {
+		p.note("k3s sets --anonymous-auth=false: without a front-proxy certificate health checks are answered 401. Set health.tokenFile, to a file with the token of a service account; it needs no rights")
+	}
 	return p
 }
 

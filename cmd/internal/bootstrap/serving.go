@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -16,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +59,11 @@ func (p *Plan) Serve(dir string, names []string, now time.Time) error {
 	case p.IssuerKey == "":
 		return errors.New("--serving-cert: a kubeconfig has no authority to issue one: run this on a control-plane host with --from")
 	}
+	for _, name := range p.names {
+		if !slices.Contains(names, name) {
+			names = append(slices.Clip(names), name)
+		}
+	}
 	cert, key, err := issue(p.IssuerCert, p.IssuerKey, names, now)
 	if err != nil {
 		return fmt.Errorf("--serving-cert: %w", err)
@@ -71,7 +78,8 @@ func (p *Plan) Serve(dir string, names []string, now time.Time) error {
 	return newfile.Write(p.ServingCert, cert, 0o644, false)
 }
 
-// issue makes a serving certificate for the names, and its key, as PEM.
+// issue makes a serving certificate for the names, and its key, as PEM. What a client needs to
+// get from the certificate to a root, where the authority is not one itself, follows it.
 func issue(caFile, caKeyFile string, names []string, now time.Time) (cert, key []byte, err error) {
 	ca, err := tls.LoadX509KeyPair(caFile, caKeyFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -117,5 +125,23 @@ func issue(caFile, caKeyFile string, names []string, now time.Time) (cert, key [
 	if err != nil {
 		return nil, nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
+	cert = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	intermediates, err := intermediates(ca.Certificate)
+	return append(cert, intermediates...), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), err
+}
+
+// intermediates returns as PEM the certificates of a chain, in DER, that others issued: k3s'
+// own authorities may be such, and are whole chains in their files after `k3s certificate
+// rotate-ca`.
+func intermediates(chain [][]byte) (out []byte, err error) {
+	for _, der := range chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(c.RawIssuer, c.RawSubject) {
+			out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+	}
+	return out, nil
 }
