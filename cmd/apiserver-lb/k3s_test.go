@@ -314,3 +314,17 @@ func TestK3sAgent(t *testing.T) {
 		}
 	})
 }
+
+// TestK3sAgentGuarded: the password of an agent is nothing to kube-apiserver, so where the
+// anonymous are refused agents cannot join, as configs/deployments/README.md says.
+func TestK3sAgentGuarded(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 0, 0)
+	s.set("backends.servers", []any{map[string]any{"address": newK3sSupervisor(t, s.pki).address, "serverName": "kubernetes"}})
+	s.set("guards.anonymous", map[string]any{"refuse": true, "paths": []any{"/cacerts"}})
+	r := s.startReady()
+	r.mustGet(r.client(nil), "/cacerts")
+	if a := r.get(r.client(nil), "/v1-k3s/config", "Authorization", "Basic bm9kZTpzM2NyZXQ="); a.code != http.StatusUnauthorized {
+		t.Errorf("%+v, want 401", a)
+	}
+}

@@ -102,6 +102,13 @@ func initBalancer(t *testing.T, c *cluster.Cluster, host, direct, name string) (
 		}
 		return got
 	}
+	eventually(t, 60*time.Second, "both kube-apiservers have entered themselves", func() error {
+		got, err := command(t, 20*time.Second, kubectlPath(t), "--kubeconfig", direct, "--namespace", "default", "get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}")
+		if err == nil && len(strings.Fields(got)) != 2 {
+			err = fmt.Errorf("%q", got)
+		}
+		return err
+	})
 	run("init", "--from", host, "--serving-cert", filepath.Join(dir, "serving"), "--san", "lb.example.com", "--san", "127.0.0.1", "--listen", listen, "--output", config)
 	text, err := os.ReadFile(config)
 	if err != nil {
