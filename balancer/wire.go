@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"fmt"
 	"net/url"
 	"strings"
 
@@ -13,6 +14,11 @@ import (
 // MaxFields is how many fields the head of a request may have. Without a bound a head of
 // fields that are a few bytes each takes ten times its size in memory.
 const MaxFields = 2000
+
+// TooManyFields is the refusal of a head that goes beyond MaxFields.
+func TooManyFields() *Refusal {
+	return &Refusal{Code: 431, Reason: ReasonBadRequest, Message: fmt.Sprintf("the request header has, or announces, more than %d fields", MaxFields)}
+}
 
 // BadMethod returns the refusal of a method that no API server serves, nil for others.
 // CONNECT and TRACE speak to proxies (RFC 9110, sections 9.3.6 and 9.3.8); PRI is no

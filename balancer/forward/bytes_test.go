@@ -4,10 +4,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"apiserver-lb/balancer"
 )
 
 // legs runs a test over both protocols on both sides, with one backend.
@@ -376,6 +379,19 @@ func TestAnswers(t *testing.T) {
 		}
 		if got := w.verdicts(); len(got) != 0 {
 			w.Errorf("health heard %q", got)
+		}
+	})
+}
+
+// TestManyFields: the head of a request has a bound to its fields over either protocol, also
+// where net/http speaks HTTP/2 with clients.
+func TestManyFields(t *testing.T) {
+	legs(t, func(w *world, major int) {
+		c := w.client(major, nil)
+		for _, tt := range []struct{ fields, code int }{{balancer.MaxFields - 20, 200}, {balancer.MaxFields + 1, 431}} {
+			if a := c.do("GET", "/api", nil, slices.Repeat([]string{"X-Many: y"}, tt.fields)...); a.StatusCode != tt.code {
+				w.Errorf("%d fields: %d %s, want %d", tt.fields, a.StatusCode, a.body, tt.code)
+			}
 		}
 	})
 }

@@ -72,10 +72,22 @@ func malformed(r *http.Request) *balancer.Refusal {
 	if r.Method == "CONNECT" {
 		return nil // its target is an authority, and it is not served anyway
 	}
+	if r.ProtoMajor == 2 && fieldsOf(r) > balancer.MaxFields {
+		return balancer.TooManyFields()
+	}
 	if refusal := balancer.BadTarget(targetOf(r)); refusal != nil {
 		return refusal
 	}
 	return balancer.BadHost(r.Host)
+}
+
+// fieldsOf returns how many fields a head has, with the trailers that it announces.
+func fieldsOf(r *http.Request) int {
+	n := len(r.Trailer)
+	for _, values := range r.Header {
+		n += len(values)
+	}
+	return n
 }
 
 // setTarget makes req ask the backend for the target given, byte for byte, where

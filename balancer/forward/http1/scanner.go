@@ -347,7 +347,7 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 	}
 	m := &s.msg
 	if m.fields++; m.fields > balancer.MaxFields {
-		return tooMany()
+		return balancer.TooManyFields()
 	}
 	switch which(name) {
 	case fieldHost:
@@ -375,7 +375,7 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 		for name := range bytes.SplitSeq(value, []byte(",")) {
 			// net/http keeps each name as it keeps a field.
 			if m.fields++; m.fields > balancer.MaxFields {
-				return tooMany()
+				return balancer.TooManyFields()
 			}
 			if framing(which(bytes.Trim(name, " \t"))) {
 				return bad("Trailer names a field that says where the message ends")
@@ -387,12 +387,6 @@ func (s *Scanner) field(line []byte) *balancer.Refusal {
 		}
 	}
 	return nil
-}
-
-// tooMany is the refusal of a head that has too many fields.
-func tooMany() *balancer.Refusal {
-	return &balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest,
-		Message: fmt.Sprintf("the request header has, or announces, more than %d fields", balancer.MaxFields)}
 }
 
 // transferEncoding takes the field Transfer-Encoding (RFC 9112, sections 6.1 and 6.3).
