@@ -109,8 +109,8 @@ endef
 
 .PHONY: fuzz
 fuzz: ## fuzz each target for FUZZTIME (1m)
-	@for module in . cmd/devcluster/requestinfo; do \
-		for package in $$(go -C $$module list ./...); do \
+	@for module in . cmd/devcluster cmd/devcluster/requestinfo; do \
+		for package in $$(go -C $$module list ./... | grep -v /e2e$$); do \
 			for target in $$(go -C $$module test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 				echo "$$package $$target"; \
 				go -C $$module test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x $$package; \
