@@ -1,15 +1,10 @@
 package relay
 
 import (
-	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
 
 	"apiserver-lb/balancer"
-	"apiserver-lb/balancer/backend"
 	"apiserver-lb/balancer/relay/hpack"
 	"apiserver-lb/health"
 )
@@ -59,53 +54,6 @@ type backendConn struct {
 	cooling    [2]int // streams that were reset unanswered, since the last tick and before it
 }
 
-// pool is the connections of a shard to one backend for one credential.
-type pool struct {
-	// Static after construction.
-	sh         *shard
-	backend    *backend.Backend
-	credential balancer.Credential
-
-	// Guarded by sh.mu.
-	conns   []*backendConn
-	waiting []*stream
-	dialing *dialing // the dial under way; nil: none
-}
-
-type dialing struct {
-	cancel context.CancelFunc
-	stale  bool  // what is dialled is out of use already
-	dead   error // it is of no use, and those who wait are to go elsewhere
-}
-
-// pool returns the pool for a backend and a credential.
-func (sh *shard) pool(b *backend.Backend, c balancer.Credential) *pool {
-	key := poolKey{b, c}
-	p := sh.pools[key]
-	if p == nil {
-		p = &pool{sh: sh, backend: b, credential: c}
-		sh.pools[key] = p
-	}
-	return p
-}
-
-// reserve returns a connection that takes one more stream, or nil.
-func (p *pool) reserve() *backendConn {
-	if len(p.waiting) > 0 {
-		return nil // those who came before are first
-	}
-	return p.free()
-}
-
-func (p *pool) free() *backendConn {
-	for _, bc := range p.conns {
-		if bc.hasPlace() && len(bc.out) < maxUnsent {
-			return bc
-		}
-	}
-	return nil
-}
-
 // maxUnsent is how many bytes may wait for a backend that is slow to read before no
 // more requests are added to them.
 const maxUnsent = 256 << 10
@@ -115,148 +63,6 @@ const maxUnsent = 256 << 10
 // still run, and Go's server ends connections on which too many do.
 func (bc *backendConn) hasPlace() bool {
 	return !bc.gone && bc.streams.n+bc.cooling[0]+bc.cooling[1] < bc.maxStreams
-}
-
-// wait puts a stream in line for a connection, and dials one unless that is being
-// done: one at a time, and all who wait share its fate.
-func (p *pool) wait(s *stream) {
-	s.ask.pool = p
-	p.waiting = append(p.waiting, s)
-	p.dial()
-}
-
-func (p *pool) dial() {
-	if p.dialing != nil || p.sh.closed {
-		return
-	}
-	for _, bc := range p.conns {
-		if bc.hasPlace() {
-			return // it takes them as soon as it has written what waits
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	p.dialing = &dialing{cancel: cancel}
-	go p.connect(ctx, p.dialing)
-}
-
-// forget takes a stream out of the line.
-func (p *pool) forget(s *stream) {
-	s.ask.pool = nil
-	for i, w := range p.waiting {
-		if w == s {
-			p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
-			return
-		}
-	}
-}
-
-// serveWaiting sends on those who wait, as far as there is room.
-func (p *pool) serveWaiting() {
-	for len(p.waiting) > 0 {
-		bc := p.free()
-		if bc == nil {
-			p.dial()
-			return
-		}
-		s := p.waiting[0]
-		p.forget(s)
-		bc.open(s)
-	}
-}
-
-// connect dials for all who wait, and then reads what comes on the connection.
-func (p *pool) connect(ctx context.Context, d *dialing) {
-	defer d.cancel()
-	sh := p.sh
-	t, err := sh.r.dialTLS(ctx, p.backend, p.credential)
-	sh.lock()
-	p.dialing = nil
-	dialled := err == nil
-	if d.dead != nil {
-		err = d.dead
-	}
-	if err != nil || d.stale {
-		waiting := p.waiting
-		p.waiting = nil
-		for _, s := range waiting {
-			s.ask.pool = nil
-		}
-		for _, s := range waiting {
-			switch {
-			case err == nil:
-				p.wait(s)
-			case !s.done:
-				s.failed(balancer.DialFailed, err)
-			}
-		}
-		sh.unlockAndFlush()
-		if dialled {
-			sh.r.hangUp(p, t)
-		}
-		return
-	}
-	bc := &backendConn{pool: p, nextID: 1, maxStreams: assumedStreams}
-	bc.init(sh, bc, t, t.NetConn().(*Sock), maxAnswerHead)
-	bc.receivable, bc.creditAt = backendConnWindow, backendConnWindow/4
-	p.conns = append(p.conns, bc)
-	out := appendSettings(append(bc.begin(4*short), preface...),
-		setting{settingEnablePush, 0},
-		setting{settingInitialWindow, backendWindow},
-		setting{settingMaxHeaderListSize, maxAnswerHead})
-	bc.write(appendWindowUpdate(out, 0, backendConnWindow-defaultWindow))
-	p.serveWaiting()
-	sh.unlockAndFlush()
-
-	err = bc.read("")
-	sh.lock()
-	bc.end(err)
-	sh.unlockAndFlush()
-	sh.r.hangUp(p, t)
-	if !expected(err) {
-		sh.r.Log.Debug("backend connection ended", "backend", p.backend.Name, "credential", p.credential.String(), "err", err)
-	}
-}
-
-// dialTLS connects to the backend and proves that it is the one, within the dial
-// timeout. Only connections of the asserted credential bear the front-proxy
-// certificate.
-func (r *Relay) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Credential) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.DialTimeout)
-	defer cancel()
-	nc, err := r.Dial(ctx, "tcp", b.Address)
-	if err != nil {
-		return nil, err
-	}
-	t := tls.Client(NewSock(nc), r.TLS.BackendConfig(b.ServerName, c == balancer.Asserted, "h2", "http/1.1"))
-	if err := t.HandshakeContext(ctx); err != nil {
-		nc.Close()
-		return nil, fmt.Errorf("TLS to %s: %w", b.Address, err)
-	}
-	speaks := t.ConnectionState().NegotiatedProtocol == "h2"
-	if b.SpeaksHTTP2(speaks) && !speaks {
-		r.Log.Warn("the backend speaks HTTP/1.1 only: HTTP/2 clients are served over HTTP/1.1 as well, at a higher cost", "backend", b.Name)
-		go r.Resettle()
-	}
-	if !speaks {
-		nc.Close()
-		return nil, fmt.Errorf("%s does not speak HTTP/2", b.Address)
-	}
-	r.Opened(b, c, 1)
-	return t, nil
-}
-
-func (r *Relay) hangUp(p *pool, t *tls.Conn) {
-	t.NetConn().Close()
-	r.Opened(p.backend, p.credential, -1)
-}
-
-// Learn finds out whether the backend speaks HTTP/2 (Suits), where it can be reached
-// at all: before the first clients come, and whenever it has come back.
-func (r *Relay) Learn(ctx context.Context, b *backend.Backend) {
-	if t, err := r.dialTLS(ctx, b, balancer.Anonymous); err == nil {
-		t.Close()
-		r.Opened(b, balancer.Anonymous, -1)
-	}
 }
 
 // open sends the head of a request as a new stream.
@@ -515,46 +321,6 @@ func (bc *backendConn) ended(err error) {
 	}
 	p.serveWaiting()
 }
-
-// tick asks a backend that is silent whether it is there. It is asked while
-// requests wait, and from time to time when none does.
-func (p *pool) tick() {
-	now := p.sh.now
-	for _, bc := range append([]*backendConn(nil), p.conns...) {
-		bc.cooling = [2]int{0, bc.cooling[0]}
-		if p.surplus(bc) {
-			bc.retire()
-			continue
-		}
-		after := p.sh.r.PingAfter
-		if bc.streams.n == 0 {
-			after = idlePingAfter
-		}
-		switch {
-		case bc.pingLost(now, p.sh.r.PingTimeout):
-			p.sh.r.Passive(p.backend, health.NoAnswer)
-			bc.end(errSilent)
-		case bc.pingSent.IsZero() && bc.silence(now) > after:
-			bc.ping(now)
-		}
-	}
-	p.serveWaiting()
-}
-
-// surplusAfter is how long a connection that a burst has left may be idle.
-const surplusAfter = 10 * time.Second
-
-// surplus reports whether a connection has been idle for long beside another one that
-// has a place.
-func (p *pool) surplus(bc *backendConn) bool {
-	if bc.streams.n > 0 || bc.cooling != [2]int{} || bc.silence(p.sh.now) < surplusAfter {
-		return false
-	}
-	return slices.ContainsFunc(p.conns, func(other *backendConn) bool { return other != bc && other.hasPlace() })
-}
-
-// idlePingAfter is how long a connection without a stream may be silent.
-const idlePingAfter = 30 * time.Second
 
 // interim passes on an answer that is not final, such as 103.
 func (s *stream) interim(h *answerHead) {
