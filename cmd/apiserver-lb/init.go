@@ -19,6 +19,7 @@ type initFlags struct {
 	from, kubeconfig, context string
 	backends, names           []string
 	servingCert, listen       string
+	service                   string
 	output                    string
 	force                     bool
 }
@@ -30,16 +31,18 @@ func newInit() *cobra.Command {
 		Short: "Write a first configuration from what is on a control-plane host, or from a kubeconfig",
 		Long: "init writes a configuration with comments. With --from it reads the files of kubeadm\n(/etc/kubernetes) or k3s (/var/lib/rancher/k3s/server/tls), and asks the cluster for its other\n" +
 			"kube-apiservers. With --kubeconfig it asks through that; a kubeconfig has no front-proxy\ncertificate, so only tokens work until one is added. With --serving-cert it also makes a\n" +
-			"serving certificate of the cluster's CA. What it does not find it says, with what to do.",
-		Example: "  apiserver-lb init --from /etc/kubernetes --serving-cert /etc/apiserver-lb --san lb.example.com --san 10.0.0.10 --output /etc/apiserver-lb/apiserver-lb.yaml",
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+			"serving certificate of the cluster's CA. With --service it makes all that the systemd unit\nneeds: /etc/apiserver-lb. What it does not find it says, with what to do.",
+		Example: "  apiserver-lb init --from /etc/kubernetes --serving-cert /etc/apiserver-lb --san lb.example.com --san 10.0.0.10 --output /etc/apiserver-lb/apiserver-lb.yaml\n" +
+			"  apiserver-lb init --from /etc/kubernetes --service /etc/apiserver-lb --san lb.example.com --san 10.0.0.10 --force",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	cmd.Flags().StringVar(&f.from, "from", "", "`directory` of kubeadm or k3s on a control-plane host")
 	cmd.Flags().StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to start from, or with --from, to find the other kube-apiservers by")
 	cmd.Flags().StringVar(&f.context, "context", "", "context of the kubeconfig, instead of the current one")
 	cmd.Flags().StringArrayVar(&f.backends, "backend", nil, "`host:port` of a kube-apiserver, in place of those that the cluster knows; may be repeated")
 	cmd.Flags().StringVar(&f.servingCert, "serving-cert", "", "`directory` with tls.crt and tls.key, which are made where they do not exist")
+	cmd.Flags().StringVar(&f.service, "service", "", "`directory` that the systemd unit reads (/etc/apiserver-lb): what the configuration names is copied there, and --serving-cert and --output are there, unless given")
 	cmd.Flags().StringArrayVar(&f.names, "san", nil, "host `name` or IP address that a new serving certificate is for; may be repeated")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "`address` for clients, for the key listen (default :8443 beside a kube-apiserver, else :6443)")
 	cmd.Flags().StringVarP(&f.output, "output", "o", toStdout, "`file` to write; - is standard output")
@@ -51,6 +54,14 @@ func (f *initFlags) run(cmd *cobra.Command) error {
 	if f.from == "" && f.kubeconfig == "" {
 		return wrongUsage(cmd, errors.New("--from or --kubeconfig is missing: write --from /etc/kubernetes on a control-plane host of kubeadm"))
 	}
+	if f.service != "" {
+		if f.servingCert == "" {
+			f.servingCert = f.service
+		}
+		if f.output == toStdout {
+			f.output = filepath.Join(f.service, "apiserver-lb.yaml")
+		}
+	}
 	if f.output != toStdout && !f.force {
 		// Before anything else is made.
 		if err := newfile.Free(f.output); err != nil {
@@ -61,14 +72,19 @@ func (f *initFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return &usageError{err}
 	}
+	if len(p.Servers) == 0 {
+		return &usageError{errors.New("no kube-apiserver was found: give their addresses with --backend")}
+	}
 	if f.listen != "" {
 		p.Listen = f.listen
 	}
 	if err := p.Serve(f.servingCert, f.names, time.Now()); err != nil {
 		return &usageError{err}
 	}
-	if len(p.Servers) == 0 {
-		return &usageError{errors.New("no kube-apiserver was found: give their addresses with --backend")}
+	if f.service != "" {
+		if err := p.Install(f.service, f.force); err != nil {
+			return &usageError{err}
+		}
 	}
 	for _, n := range p.Notes {
 		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s\n", n)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"apiserver-lb/configs"
 )
 
@@ -153,6 +155,72 @@ func TestInit(t *testing.T) {
 			runProgram(append(args, "--force")...).wants(t, exitOK, nil, append(tt.notes, "is used as it is"))
 		})
 	}
+}
+
+// TestInitService: all that the systemd unit names is in its directory, keys for root alone,
+// and a second run takes up what has been renewed.
+func TestInitService(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	host := kubeadmHost(t, p, manifest(), clusterOf(t, p, map[string]string{endpointSlices: threeSlices}))
+	dir := filepath.Join(t.TempDir(), "apiserver-lb")
+	out := filepath.Join(dir, "apiserver-lb.yaml")
+	args := []string{"init", "--from", host, "--service", dir, "--san", "lb.example.com"}
+	runProgram(args...).wants(t, exitOK, nil, []string{"run this again with --force"})
+	seen := func() *configs.Config {
+		t.Helper()
+		c, err := configs.Load(out, configs.Options{Environ: []string{"CREDENTIALS_DIRECTORY=" + dir}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := seen()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	if diff := cmp.Diff([]string{in("tls.crt"), in("tls.key"), in("front-proxy-client.crt"), in("front-proxy-client.key"), in("ca.crt"), in("ca.crt")},
+		[]string{c.TLS.CertFile, c.TLS.KeyFile, c.FrontProxy.CertFile, c.FrontProxy.KeyFile, c.TLS.ClientCAFile, c.Backends.CAFile}); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+	unit, err := os.ReadFile(filepath.Join("..", "..", "configs", "systemd", "apiserver-lb.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]os.FileMode{"tls.crt": 0o644, "tls.key": 0o600, "front-proxy-client.crt": 0o644, "front-proxy-client.key": 0o600} {
+		if !strings.Contains(string(unit), "\nLoadCredential="+name+":/etc/apiserver-lb/"+name+"\n") {
+			t.Errorf("the unit does not hand over %s", name)
+		}
+		if !strings.Contains(string(text), "${CREDENTIALS_DIRECTORY}/"+name) {
+			t.Errorf("the configuration does not take %s from systemd", name)
+		}
+		if info, err := os.Stat(in(name)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: mode %v, %v, want %v", name, info.Mode(), err, mode)
+		}
+	}
+
+	renewed := issue(t, p.proxyCA, "front-proxy-client")
+	replacePair(t, filepath.Join(host, "pki"), "front-proxy-client", renewed)
+	runProgram(args...).wants(t, exitUsage, nil, []string{out, "--force"})
+	if sameFile(t, in("front-proxy-client.crt"), certPEM(renewed)) {
+		t.Error("without --force something was replaced")
+	}
+	runProgram(append(args, "--force")...).wants(t, exitOK, nil, []string{"is used as it is"})
+	seen()
+	if !sameFile(t, in("front-proxy-client.crt"), certPEM(renewed)) || !sameFile(t, in("front-proxy-client.key"), renewed.keyPEM(t)) {
+		t.Error("what was renewed was not copied")
+	}
+}
+
+func sameFile(t *testing.T, name string, content []byte) bool {
+	t.Helper()
+	got, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Equal(got, content)
 }
 
 // TestInitKubeconfig: from a kubeconfig alone only tokens work, and that is said.

@@ -284,7 +284,11 @@ func (p *Plan) YAML() []byte {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("# Written by `apiserver-lb init` from %s.", oneLine(p.Source))
 	line("# All that is not here has its default; apiserver-lb.yaml of the sources documents every key.")
-	line("# Check it with `apiserver-lb check --probe --config FILE`.")
+	command := "apiserver-lb check --probe --config FILE"
+	if strings.HasPrefix(p.ServingCert, credentials) {
+		command = "CREDENTIALS_DIRECTORY=" + filepath.Dir(p.BackendCA) + " " + command
+	}
+	line("# Check it with `%s`.", command)
 	for _, n := range p.Notes {
 		line("#\n# NOTE: %s", oneLine(n))
 	}
