@@ -185,8 +185,8 @@ func (c *conn) arrived(p []byte, readErr error) (rest []byte, err error) {
 		p = p[n:]
 		err = c.handle(&f)
 	}
-	if c.closing {
-		p = nil // nobody listens any more
+	if c.over || c.closing {
+		p = nil // nobody listens any more; kept, it could fill take's buffer and leave no room to read
 	}
 	c.noteRest(p)
 	if err != nil {
