@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"net/http"
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/relay/hpack"
@@ -24,6 +25,10 @@ const (
 	backendConnWindow = 1 << 30
 	// assumedStreams is how many streams a backend takes before it has said so.
 	assumedStreams = 100
+	// assumedList is how large a header list a backend takes before it has said so: as
+	// large as kube-apiserver does, whose server ends the connection, and with it others'
+	// requests, where more frames of one follow (net/http, http2Framer.readMetaFrame).
+	assumedList = 1<<20 + headerSlack
 	// lastStreamID is where a connection is given up, long before ids run out.
 	lastStreamID = 1 << 30
 	// maxAnswerHead bounds the decoded head of a backend's answer, in bytes.
@@ -65,9 +70,17 @@ func (bc *backendConn) hasPlace() bool {
 	return !bc.gone && bc.streams.n+bc.cooling[0]+bc.cooling[1] < bc.maxStreams
 }
 
+// listTaken is the size of the largest header list that the backend takes; 0: of any.
+func (bc *backendConn) listTaken() int64 {
+	if !bc.settled {
+		return assumedList
+	}
+	return bc.maxList
+}
+
 // open sends the head of a request as a new stream.
 func (bc *backendConn) open(s *stream) {
-	if bc.maxList > 0 && listSize(s.ask.head) > bc.maxList {
+	if limit := bc.listTaken(); limit > 0 && listSize(s.ask.head) > limit {
 		s.slot.Release()
 		s.slot = nil
 		s.refuse(&balancer.Refusal{Code: 431, Reason: balancer.ReasonBadRequest,
@@ -139,6 +152,9 @@ func (bc *backendConn) headers(id uint32, end bool) error {
 	if problem == "" && h.code < 200 && end {
 		problem = "an interim answer that ends the stream"
 	}
+	if problem == "" && end && h.length > 0 && !s.isHead && h.code != http.StatusNotModified {
+		problem = "an end before the body that was announced"
+	}
 	if problem != "" {
 		bc.broken(s, "the head of the answer has "+problem)
 		return nil
@@ -174,9 +190,10 @@ func (bc *backendConn) trailers(s *stream, end bool) {
 	s.down.end = true
 	if s.hold != holdNot {
 		s.judgeHeld()
-		return
+	} else {
+		s.cc.enqueue(s, &s.down)
 	}
-	s.cc.enqueue(s, &s.down)
+	bc.leaveIfWhole(s)
 }
 
 // broken gives up a stream on which the backend broke the rules.
@@ -211,8 +228,17 @@ func (bc *backendConn) data(id uint32, p []byte, size int, end bool) error {
 			s.creditBackend(pad)
 		}
 		s.dataCame(p, end)
+		bc.leaveIfWhole(s)
 	}
 	return nil
+}
+
+// leaveIfWhole takes a stream off that both sides have ended, while the rest of its answer
+// waits for the client: the backend does not count it any more.
+func (bc *backendConn) leaveIfWhole(s *stream) {
+	if s.bc == bc && s.down.end && s.up.ended && s.hold == holdNot {
+		s.detach(codeNone)
+	}
 }
 
 func (bc *backendConn) reset(id uint32, c code) error {

@@ -149,6 +149,7 @@ func TestBackendStreamErrors(t *testing.T) {
 		}, true},
 		{"less than announced", func(b *peer) { b.headers(1, false, begun, "content-length: 5"); b.data(1, true, "1234") }, true},
 		{"more than announced", func(b *peer) { b.headers(1, false, begun, "content-length: 5"); b.data(1, false, "123456") }, true},
+		{"nothing of what was announced", func(b *peer) { b.headers(1, true, begun, "content-length: 5") }, true},
 		{"less than announced, and trailers", func(b *peer) {
 			b.headers(1, false, begun, "content-length: 5")
 			b.data(1, false, "1234")

@@ -247,6 +247,9 @@ func (sh *shard) announced(l leg, s setting) {
 	}
 	if s.id == settingMaxStreams {
 		bc.maxStreams = int(min(s.value, maxStreamID))
+		if bc.maxStreams == 0 {
+			bc.retire() // else each request would dial another one, and all of them would stay
+		}
 		bc.pool.serveWaiting()
 		return
 	}
