@@ -8,12 +8,17 @@ import (
 )
 
 // waiting is what the connection and its requests hold here, in bytes: what waits to be
-// sent to either side, and what is kept to be sent again.
+// sent to either side, what is kept to be sent again, heads among it, and the part that has
+// come of a header block.
 func (cc *clientConn) waiting() int {
-	n := len(cc.out)
+	n := len(cc.out) + cap(cc.block)
 	for _, e := range cc.streams.slots {
-		if e.id != 0 {
-			n += e.s.up.buf.size() + e.s.down.buf.size()
+		if e.id == 0 {
+			continue
+		}
+		n += e.s.up.buf.size() + e.s.down.buf.size()
+		if e.s.ask != nil {
+			n += int(listSize(e.s.ask.head) + listSize(e.s.ask.pending))
 		}
 	}
 	return n

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/net/http2"
+
 	"apiserver-lb/balancer"
 )
 
@@ -54,6 +56,37 @@ func TestRelieve(t *testing.T) {
 					c.wantNothing()
 				}
 				b.drain()
+			})
+		})
+	}
+}
+
+// TestRelieveHeads: heads of requests that wait for an answer, and of those that have not
+// come whole, are what a client holds here too.
+func TestRelieveHeads(t *testing.T) {
+	big := "x-big: " + strings.Repeat("x", 300<<10)
+	for _, tt := range []struct {
+		name string
+		do   func(c *peer)
+	}{
+		{"unanswered", func(c *peer) { c.ask(true, "GET", logPath, big) }},
+		{"unfinished", func(c *peer) {
+			block := c.encode(head("GET", logPath, big)...)
+			c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block[:maxFrameSize]})
+			for block = block[maxFrameSize:]; len(block) > maxFrameSize; block = block[maxFrameSize:] {
+				c.fr.WriteContinuation(1, false, block[:maxFrameSize])
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run(t, setup{}, func(w *world) {
+				c := w.client(nil).greet()
+				tt.do(c)
+				c.wantNothing()
+				if n := w.relay.Relieve(1); n != 1 {
+					w.Errorf("%d connections have ended", n)
+				}
+				c.drain()
 			})
 		})
 	}
