@@ -285,7 +285,7 @@ func (bc *backendConn) windowChanged(delta int64) error {
 // goAway takes the connection out of use. What the backend has not processed goes
 // elsewhere, or to another connection; the rest finishes.
 func (bc *backendConn) goAway(last uint32, _ code) {
-	bc.gone = true
+	bc.gone, bc.pool.wentAway = true, true
 	for _, s := range bc.streams.all() {
 		if s.bc != bc || s.bid <= last {
 			continue

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -108,6 +109,7 @@ func TestFirstFrames(t *testing.T) {
 				b.drain()
 				b.wantEnd()
 				if name == "GOAWAY" { // of a connection, not of a backend
+					time.Sleep(redialAfter)
 					b = w.apis[0].accepted()
 				} else {
 					b = w.apis[1].accepted()

@@ -20,9 +20,11 @@ type pool struct {
 	credential balancer.Credential
 
 	// Guarded by sh.mu.
-	conns   []*backendConn
-	waiting []*stream
-	dialing *dialing // the dial under way; nil: none
+	conns    []*backendConn
+	waiting  []*stream
+	dialing  *dialing  // the dial under way; nil: none
+	dialled  time.Time // when the last one began
+	wentAway bool      // a connection has ended with GOAWAY since
 }
 
 type dialing struct {
@@ -78,8 +80,19 @@ func (p *pool) dial() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.dialing = &dialing{cancel: cancel}
-	go p.connect(ctx, p.dialing)
+	var rest time.Duration
+	if p.wentAway && (p.credential == balancer.Anonymous || p.credential == balancer.Unproven) {
+		rest = max(0, p.dialled.Add(redialAfter).Sub(p.sh.now))
+	}
+	p.dialled, p.wentAway = p.sh.now.Add(rest), false
+	go p.connect(ctx, p.dialing, rest)
 }
+
+// redialAfter is the least time between two connections to a backend for those who have
+// not shown who they are. kube-apiserver ends a connection with each request that it answers
+// 401, or that is anonymous where it wants none (UnauthenticatedHTTP2DOSMitigation): those
+// who come meanwhile share the next one, and its handshake.
+const redialAfter = 100 * time.Millisecond
 
 // forget takes a stream out of the line.
 func (p *pool) forget(s *stream) {
@@ -107,8 +120,12 @@ func (p *pool) serveWaiting() {
 }
 
 // connect dials for all who wait, and then reads what comes on the connection.
-func (p *pool) connect(ctx context.Context, d *dialing) {
+func (p *pool) connect(ctx context.Context, d *dialing, rest time.Duration) {
 	defer d.cancel()
+	select {
+	case <-time.After(rest):
+	case <-ctx.Done():
+	}
 	sh := p.sh
 	t, err := sh.r.dialTLS(ctx, p.backend, p.credential)
 	sh.lock()

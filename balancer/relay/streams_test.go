@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -197,6 +198,7 @@ func TestGoAway(t *testing.T) {
 		b.headers(1, false, ":status: 200")
 		c.wantStatus(1, false, 200)
 		b.goAway(1, http2.ErrCodeNo)
+		time.Sleep(redialAfter)
 		b2 := w.apis[0].accepted()
 		b2.wantRequest(true, "GET", logPath)
 		b2.finish(1, c, 3)
@@ -222,6 +224,7 @@ func TestGoAwayTwice(t *testing.T) {
 		b.goAway(1<<31-1, http2.ErrCodeNo)
 		b.wantNothing()
 		b.goAway(1, http2.ErrCodeNo)
+		time.Sleep(redialAfter)
 		b2 := w.apis[0].accepted()
 		b2.wantRequest(true, "GET", logPath)
 		b2.finish(1, c, 3)
@@ -242,6 +245,7 @@ func TestGoAwayBeforeBody(t *testing.T) {
 		b.wantData(1, false, "first,")
 		b.goAway(0, http2.ErrCodeNo)
 		b.wantEnd()
+		time.Sleep(redialAfter)
 		b2 := w.apis[0].accepted()
 		b2.wantRequest(false, "POST", "/")
 		b2.wantData(1, false, "first,")

@@ -202,7 +202,7 @@ func TestGoodTokenAmongBad(t *testing.T) {
 		}
 		quiet := measure(300)
 
-		const workers, interval = 10, 20 * time.Millisecond // 500 requests a second
+		const workers, interval = 100, 200 * time.Millisecond // 500 requests a second
 		stop := make(chan struct{})
 		var wg sync.WaitGroup
 		var bad, unexpected, turnedAway atomic.Int64
@@ -212,6 +212,7 @@ func TestGoodTokenAmongBad(t *testing.T) {
 				who.authorization, who.want = "", anonymousUser
 			}
 			wg.Go(func() {
+				time.Sleep(time.Duration(i) * interval / workers)
 				tick := time.NewTicker(interval)
 				defer tick.Stop()
 				for turn := 0; ; turn++ {
