@@ -38,7 +38,7 @@ VET   := -- go vet ./... -- go vet -tags image ./cmd/apiserver-lb -- go -C cmd/d
 UNIT  := -- CGO_ENABLED=1 go test -json -race -count=1 -shuffle=on -timeout 10m ./... \
          -- CGO_ENABLED=1 go -C cmd/devcluster test -json -race -count=1 -timeout 10m . ./cluster/... ./faults/... ./load/... ./peers/... \
          -- go -C cmd/devcluster/requestinfo test -json -count=1 -timeout 5m ./...
-IMAGE := -- go test -json -count=1 -timeout 10m -tags image -run '^Test(Image|Release)$$' ./cmd/apiserver-lb
+IMAGE := -- go test -json -count=1 -timeout 10m -tags image -run '^Test(Image|Release|Systemd)$$' ./cmd/apiserver-lb
 # The first run builds etcd and Kubernetes, which takes its time.
 E2E   := -- go -C cmd/devcluster test -json -v -count=1 -timeout 55m ./e2e/...
 # The core of them with a balancer that may use only what FIPS 140-3 approves.

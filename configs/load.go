@@ -26,6 +26,10 @@ type Options struct {
 	// what file paths may begin with. Nil: no environment.
 	Environ []string
 
+	// ValuesOnly leaves the files alone that the configuration names: they may be
+	// missing, or not for the caller to read, and paths stay as they are written.
+	ValuesOnly bool
+
 	// Now is the clock that certificates are checked against. Nil: time.Now.
 	Now func() time.Time
 }
@@ -68,7 +72,7 @@ func (l *loader) load() *Config {
 		return nil
 	}
 	c := l.parse(data)
-	if c != nil {
+	if c != nil && !l.options.ValuesOnly {
 		l.report(checkFiles(c, credentialsDirectory(l.options.Environ), l.options.Now()))
 	}
 	return c
@@ -99,7 +103,9 @@ func (l *loader) parse(data []byte) *Config {
 	}
 	l.report(errs)
 
-	l.report(expandCredentials(c, credentialsDirectory(l.options.Environ)))
+	if !l.options.ValuesOnly {
+		l.report(expandCredentials(c, credentialsDirectory(l.options.Environ)))
+	}
 	complete(c)
 	errs = validate(c)
 	for _, e := range errs {

@@ -83,9 +83,10 @@ func TestUnitFitsDefaults(t *testing.T) {
 	}
 
 	for _, want := range []string{
-		"Type=notify", "NotifyAccess=all", "KillMode=mixed", "Restart=on-failure", "LimitCORE=0",
+		"Type=notify", "NotifyAccess=all", "KillMode=control-group", "Restart=on-failure", "LimitCORE=0",
 		"ExecStart=" + program + " serve --config /etc/apiserver-lb/apiserver-lb.yaml",
-		"ExecReload=/bin/kill -HUP $MAINPID",
+		`ExecStop=/bin/sh -c '[ -z "$MAINPID" ] || { kill "$MAINPID" && tail --pid="$MAINPID" -s 0.1 -f /dev/null; }'`,
+		"ExecReload=/bin/sh -c 'kill -HUP $MAINPID'",
 	} {
 		if !strings.Contains(unit, "\n"+want+"\n") {
 			t.Errorf("the unit has no line %q", want)

@@ -22,7 +22,7 @@ import (
 
 func newCheck() *cobra.Command {
 	var flags configFlags
-	var probe bool
+	var probe, quiet bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration",
@@ -40,12 +40,14 @@ func newCheck() *cobra.Command {
 				return err
 			}
 			warnAtStart(c, store, log)
-			y, err := c.YAML()
-			if err != nil {
-				return err
-			}
-			if _, err := cmd.OutOrStdout().Write(y); err != nil {
-				return err
+			if !quiet {
+				y, err := c.YAML()
+				if err != nil {
+					return err
+				}
+				if _, err := cmd.OutOrStdout().Write(y); err != nil {
+					return err
+				}
 			}
 			if probe {
 				return probeAll(cmd.Context(), cmd.OutOrStdout(), c, store)
@@ -55,6 +57,7 @@ func newCheck() *cobra.Command {
 	}
 	flags.register(cmd)
 	cmd.Flags().BoolVar(&probe, "probe", false, "ask every backend for its health as well")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not print the configuration")
 	return cmd
 }
 

@@ -92,11 +92,11 @@ func (f *drainFlags) begin(cmd *cobra.Command) (path string, ctx context.Context
 		return "", nil, nil, wrongUsage(cmd, fmt.Errorf("--timeout: %s: write a time that is not negative", f.timeout))
 	}
 	if path = f.socket; path == "" {
-		c, err := (&configFlags{file: f.config}).load(cmd)
+		admin, err := adminOf(f.config)
 		if err != nil {
 			return "", nil, nil, fmt.Errorf("%w\n(--socket gives the path without a configuration)", err)
 		}
-		if path = controlPath(c.Admin.Socket); path == "" {
+		if path = controlPath(admin.Socket); path == "" {
 			path = defaultSocket
 		}
 	}

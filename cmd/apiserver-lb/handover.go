@@ -329,7 +329,9 @@ func (p *process) leave(l *listeners, signals *signals, next *successor) (left b
 			}
 		}
 	}()
-	p.drain(ctx, signals, 0)
+	// systemd, which ends the service, sends SIGTERM to all of its processes: to this one it
+	// is the first.
+	p.drain(ctx, signals, 0, 2)
 	if err := context.Cause(ctx); err != nil {
 		p.speak()
 		p.notify(mainPID(os.Getpid()))

@@ -142,3 +142,13 @@ func (f *configFlags) load(cmd *cobra.Command) (*configs.Config, error) {
 	}
 	return configs.Load(f.file, configs.Options{Overrides: overrides, Environ: os.Environ()})
 }
+
+// adminOf returns where the balancer with a configuration tells of itself, and is operated.
+// Who asks need not be able to read its keys, and has no credentials directory of systemd's.
+func adminOf(file string) (configs.Admin, error) {
+	c, err := configs.Load(file, configs.Options{Environ: os.Environ(), ValuesOnly: true})
+	if err != nil {
+		return configs.Admin{}, err
+	}
+	return c.Admin, nil
+}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,10 +28,7 @@ func TestRelease(t *testing.T) {
 	if diff := cmp.Diff(sums(t, first), sums(t, makeRelease(t))); diff != "" {
 		t.Fatalf("a release is not the same in two directories:\n%s", diff)
 	}
-	debs, err := filepath.Glob(filepath.Join(first, "*_"+runtime.GOARCH+".deb"))
-	if err != nil || len(debs) != 1 {
-		t.Fatalf("packages %q: %v", debs, err)
-	}
+	deb := packageIn(t, first)
 	for _, want := range []string{"apiserver-lb_1.2.3_linux_amd64.tar.gz", "apiserver-lb_1.2.3_linux_arm64.tar.gz", "apiserver-lb_1.2.3_linux_arm64.cdx.json"} {
 		if !strings.Contains(sums(t, first), want) {
 			t.Errorf("a release without %s:\n%s", want, sums(t, first))
@@ -40,14 +38,14 @@ func TestRelease(t *testing.T) {
 		if _, err := exec.LookPath("lintian"); err != nil {
 			t.Skip("lintian is not installed (Debian: apt-get install lintian)")
 		}
-		mustRun(t, "lintian", "--fail-on", "error,warning", "--allow-root", debs[0])
+		mustRun(t, "lintian", "--fail-on", "error,warning", "--allow-root", deb)
 	})
-	t.Run("package", func(t *testing.T) { checkPackage(t, debs[0]) })
+	t.Run("package", func(t *testing.T) { checkPackage(t, deb) })
 }
 
 // makeRelease runs configs/package/release on a copy of the sources and returns what it
 // has made.
-func makeRelease(t *testing.T) string {
+func makeRelease(t *testing.T, env ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	copying := exec.CommandContext(t.Context(), "bash", "-c", `set -o pipefail; git ls-files -z --cached --others --exclude-standard . | tar -c --null -T - | tar -x -C "$1"`, "-", dir)
@@ -56,11 +54,31 @@ func makeRelease(t *testing.T) string {
 		t.Fatalf("copying the sources: %v\n%s", err, out)
 	}
 	release := exec.CommandContext(t.Context(), filepath.Join(dir, "configs", "package", "release"))
-	release.Env = append(os.Environ(), "VERSION=v1.2.3", "SOURCE_DATE_EPOCH=1700000000")
+	release.Env = slices.Concat(os.Environ(), []string{"VERSION=v1.2.3", "SOURCE_DATE_EPOCH=1700000000"}, env)
 	if out, err := release.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", release, err, out)
 	}
 	return filepath.Join(dir, "dist")
+}
+
+// packageIn returns the one package for this machine that a release has.
+func packageIn(t *testing.T, dist string) string {
+	t.Helper()
+	debs, err := filepath.Glob(filepath.Join(dist, "*_"+runtime.GOARCH+".deb"))
+	if err != nil || len(debs) != 1 {
+		t.Fatalf("packages %q: %v", debs, err)
+	}
+	return debs[0]
+}
+
+// nextPackage makes of a package one with a program and a version of its own, 1.2.4.
+func nextPackage(t *testing.T, deb, next string) {
+	t.Helper()
+	tree := filepath.Join(t.TempDir(), "tree")
+	mustRun(t, "dpkg-deb", "-R", deb, tree)
+	mustRun(t, "sed", "-i", "s/^Version: .*/Version: 1.2.4/", filepath.Join(tree, "DEBIAN", "control"))
+	mustRun(t, "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=v1.2.4", "-o", filepath.Join(tree, "usr", "bin", "apiserver-lb"), ".")
+	mustRun(t, "dpkg-deb", "-Zgzip", "-b", tree, next)
 }
 
 func sums(t *testing.T, dist string) string {
@@ -82,9 +100,9 @@ func mustRun(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// debianRoot returns a small Debian to change at will. The one that it is a copy of is
-// made once and kept beside the programs of the tests.
-func debianRoot(t *testing.T) string {
+// keptDebian returns a small Debian that nobody is to change. It is made once and kept
+// beside the programs of the tests.
+func keptDebian(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("installing a package in a root of its own needs root")
@@ -127,7 +145,13 @@ func debianRoot(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	root := filepath.Join(t.TempDir(), "root")
+	return kept
+}
+
+// debianRoot returns a small Debian to change at will.
+func debianRoot(t *testing.T) string {
+	t.Helper()
+	kept, root := keptDebian(t), filepath.Join(t.TempDir(), "root")
 	mustRun(t, "cp", "-a", "--reflink=auto", kept, root)
 	return root
 }
@@ -219,10 +243,7 @@ func checkPackage(t *testing.T, deb string) {
 	runPackaged(t, root, uint32(uid), uint32(gid))
 
 	// The next version keeps what was written.
-	tree := filepath.Join(t.TempDir(), "tree")
-	mustRun(t, "dpkg-deb", "-R", at("/tmp/1.deb"), tree)
-	mustRun(t, "sed", "-i", "s/^Version: .*/Version: 1.2.4/", filepath.Join(tree, "DEBIAN", "control"))
-	mustRun(t, "dpkg-deb", "-Zgzip", "-b", tree, at("/tmp/2.deb"))
+	nextPackage(t, at("/tmp/1.deb"), at("/tmp/2.deb"))
 	if said := inside(t, "dpkg", "-i", "/tmp/2.deb"); strings.Contains(said, "neither enabled") {
 		t.Errorf("an upgrade says what is for newcomers:\n%s", said)
 	}

@@ -158,20 +158,25 @@ func (p *process) shutdown(signals *signals) {
 	if p.predecessor != nil && !p.ready.serving.Load() {
 		delay = 0
 	}
-	p.drain(context.Background(), signals, delay)
+	p.drain(context.Background(), signals, delay, 1)
 }
 
 // drain waits, lets what runs finish, and cuts what is left at the end of the grace
-// period, when a second signal comes or when ctx is done.
-func (p *process) drain(ctx context.Context, signals *signals, delay time.Duration) {
+// period, when so many more signals to end have come or when ctx is done.
+func (p *process) drain(ctx context.Context, signals *signals, delay time.Duration, more int) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		select {
-		case s := <-signals.end:
-			p.log.Warn("second signal, not waiting any longer", "signal", s.String())
-			cancel()
-		case <-ctx.Done():
+		for ; more > 0; more-- {
+			select {
+			case s := <-signals.end:
+				if more == 1 {
+					p.log.Warn("second signal, not waiting any longer", "signal", s.String())
+					cancel()
+				}
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
 	if delay > 0 {

@@ -64,11 +64,11 @@ func newStatus() *cobra.Command {
 func (f *statusFlags) address(cmd *cobra.Command) (string, error) {
 	address := f.admin
 	if address == "" {
-		c, err := (&configFlags{file: f.config}).load(cmd)
+		admin, err := adminOf(f.config)
 		if err != nil {
 			return "", fmt.Errorf("%w\n(--admin gives the address without a configuration)", err)
 		}
-		address = c.Admin.Listen
+		address = admin.Listen
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
