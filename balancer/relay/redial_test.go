@@ -36,9 +36,9 @@ func TestRedial(t *testing.T) {
 		}
 		of.finish(1, alice, 1)
 
-		time.Sleep(redialAfter - time.Since(began) - 1)
+		time.Sleep(redialAfter - time.Since(began) - time.Nanosecond)
 		w.apis[0].wantNoConn()
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		b = w.apis[0].accepted()
 		for i, id := range ids {
 			b.wantRequest(true, "GET", logPath)
