@@ -241,6 +241,10 @@ func TestCredentialsDirectory(t *testing.T) {
 	if want := filepath.Join(credentials, "tls.key"); c.TLS.KeyFile != want {
 		t.Errorf("tls.keyFile = %s, want %s", c.TLS.KeyFile, want)
 	}
+	// Who asks for values alone has no such directory.
+	if c := mustLoad(t, text, Options{ValuesOnly: true}); c.TLS.KeyFile != "${CREDENTIALS_DIRECTORY}/tls.key" {
+		t.Errorf("tls.keyFile = %s, as a value alone", c.TLS.KeyFile)
+	}
 	// The directory counts, not the way it was named.
 	mustLoad(t, edit(t, minimal, "keyFile: tls.key", "keyFile: "+credentials+"/tls.key"), Options{Environ: environ})
 

@@ -102,6 +102,14 @@ func bootContainer(t *testing.T) *container {
 		t.Skipf("namespaces for a systemd of its own: %v", err)
 	}
 	c.pid = cmd.Process.Pid
+	spaces := map[string]bool{}
+	for _, kind := range []string{"pid", "net", "uts", "ipc"} {
+		id, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", c.pid, kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		spaces[id] = true
+	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -110,6 +118,7 @@ func bootContainer(t *testing.T) *container {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // all of its processes end with it
 		<-ended
+		checkLeft(t, spaces)
 	})
 	if c.net, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", c.pid)); err != nil {
 		t.Fatal(err)
@@ -130,6 +139,20 @@ func bootContainer(t *testing.T) *container {
 		}
 		if time.Now().After(end) {
 			t.Skip("systemd does not boot in a container here within a minute")
+		}
+	}
+}
+
+// checkLeft looks for processes, and threads of the test, that are in namespaces still.
+func checkLeft(t *testing.T, spaces map[string]bool) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/task/[0-9]*/ns/[pniu]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if id, err := os.Readlink(link); err == nil && spaces[id] {
+			t.Errorf("the container is gone, and %s is %s", link, id)
 		}
 	}
 }

@@ -601,6 +601,26 @@ func TestTermDuringHandOver(t *testing.T) {
 	}
 }
 
+// What systemd sends to all processes of a service that it ends does not cut a process short
+// that drains already.
+func TestTermWhileHandedOver(t *testing.T) {
+	f := newFleet(t, false)
+	f.set("shutdown.gracePeriod", "1h")
+	a := f.start(t)
+	pid := a.cmd.Process.Pid
+	finish := f.upload()
+	a.replace(t, pid)
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	a.log.await(t, said("draining already"))
+	finish()
+	if err := a.wait(t); err != nil {
+		t.Errorf("the balancer ended with: %v", err)
+	}
+	a.log.await(t, said("drained"))
+}
+
 // systemd is told whom to look after: the successor, once it serves. A process that drains
 // does not care what becomes of its successor once that has been relieved in turn.
 func TestHandOverNotifications(t *testing.T) {

@@ -170,10 +170,12 @@ func (p *process) drain(ctx context.Context, signals *signals, delay time.Durati
 		for ; more > 0; more-- {
 			select {
 			case s := <-signals.end:
-				if more == 1 {
-					p.log.Warn("second signal, not waiting any longer", "signal", s.String())
-					cancel()
+				if more > 1 {
+					p.log.Info("draining already, since another process has taken over", "signal", s.String())
+					continue
 				}
+				p.log.Warn("second signal, not waiting any longer", "signal", s.String())
+				cancel()
 			case <-ctx.Done():
 				return
 			}
