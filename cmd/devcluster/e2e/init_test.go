@@ -51,7 +51,7 @@ kubernetesVersion: v1.36.0
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, phase := range [][]string{{"certs", "all"}, {"kubeconfig", "admin"}, {"control-plane", "apiserver"}} {
+	for _, phase := range [][]string{{"certs", "all"}, {"kubeconfig", "admin"}, {"kubeconfig", "kubelet"}, {"control-plane", "apiserver"}} {
 		args := append([]string{"init", "phase"}, phase...)
 		if _, err := command(t, 60*time.Second, kubeadm, append(args, "--rootfs", root, "--config", "/kubeadm.yaml")...); err != nil {
 			t.Fatal(err)
@@ -71,12 +71,21 @@ func tryInit(t *testing.T, c *cluster.Cluster) {
 	}
 	kubectl(t, masters, "create", "clusterrolebinding", "kubeadm:cluster-admins", "--clusterrole=cluster-admin", "--group=kubeadm:cluster-admins")
 
-	config, lbConf, _ := initBalancer(t, c, host, direct, "init-balancer")
+	config, lbConf, url := initBalancer(t, c, host, direct, "init-balancer")
 	got := runProgram(t, "verify", "--kubeconfig", lbConf, "--config", config)
 	if got.code != 0 {
 		t.Errorf("verify: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
 	t.Logf("verify says:\n%s", got.stdout)
+
+	// The balancer of a node, which its kubelet uses.
+	node := filepath.Join(t.TempDir(), "kubelet.conf")
+	if got := runProgram(t, "kubeconfig", "--kubeconfig", filepath.Join(host, "kubelet.conf"), "--server", url, "--output", node); got.code != 0 {
+		t.Fatalf("kubeconfig: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	if who := kubectl(t, node, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username} {.status.userInfo.groups}"); who != `system:node:control-plane-1 ["system:nodes","system:authenticated"]` {
+		t.Errorf("a kubelet is taken for %s", who)
+	}
 }
 
 // initBalancer runs init on the files of a control-plane host, and the balancer that it
