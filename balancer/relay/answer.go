@@ -10,8 +10,8 @@ import (
 // answerCame takes the final head of an answer.
 func (s *stream) answerCame(h *answerHead, end bool) {
 	s.code, s.left = h.code, h.length
-	if s.isHead || h.code == http.StatusNotModified || end {
-		s.left = -1 // the length is that of an answer to GET, or of what the client has
+	if s.bodyless(h.code) || end {
+		s.left = -1
 	}
 	s.ask.maybe = answerHead{status: h.status, code: h.code}
 	s.down.end = end
@@ -33,6 +33,10 @@ func (s *stream) answerCame(h *answerHead, end bool) {
 		s.judgeHeld()
 	}
 }
+
+// bodyless reports whether an answer with the code has no body whatever its length says,
+// which is that of an answer to GET, or of what the client has (RFC 9110, section 8.6).
+func (s *stream) bodyless(code int) bool { return s.isHead || code == http.StatusNotModified }
 
 // conclude notes that the answer is the one that the client gets: nothing of the
 // request needs to be held any more.

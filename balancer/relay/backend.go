@@ -3,7 +3,6 @@ package relay
 import (
 	"errors"
 	"fmt"
-	"net/http"
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/relay/hpack"
@@ -152,7 +151,7 @@ func (bc *backendConn) headers(id uint32, end bool) error {
 	if problem == "" && h.code < 200 && end {
 		problem = "an interim answer that ends the stream"
 	}
-	if problem == "" && end && h.length > 0 && !s.isHead && h.code != http.StatusNotModified {
+	if problem == "" && end && h.length > 0 && !s.bodyless(h.code) {
 		problem = "an end before the body that was announced"
 	}
 	if problem != "" {
