@@ -400,26 +400,14 @@ func (s *Server) awaitYoung(ctx context.Context, atMost time.Duration) {
 	defer cancel()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.await(ctx, func() bool { return !s.accepting && len(s.young) == 0 })
-}
-
-// await waits until ok or ctx is done. mu is held.
-func (s *Server) await(ctx context.Context, ok func() bool) {
-	defer context.AfterFunc(ctx, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.idle.Broadcast()
-	})()
-	for !ok() && ctx.Err() == nil {
-		s.idle.Wait()
-	}
+	admit.Await(ctx, s.idle, func() bool { return !s.accepting && len(s.young) == 0 })
 }
 
 // awaitClients waits until no connection is left or ctx is done, closes those that
 // are, and returns how many of them were clients'.
 func (s *Server) awaitClients(ctx context.Context) (cut int) {
 	s.mu.Lock()
-	s.await(ctx, func() bool { return !s.accepting && len(s.clients) == 0 })
+	admit.Await(ctx, s.idle, func() bool { return !s.accepting && len(s.clients) == 0 })
 	s.over = true
 	var left []net.Conn
 	for c, client := range s.clients {

@@ -416,7 +416,7 @@ func (s *Server) Shutdown(ctx context.Context, over time.Duration) (cut int) {
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.await(ctx, func() bool { return !s.accepting && len(s.connections) == 0 })
+	admit.Await(ctx, s.idle, func() bool { return !s.accepting && len(s.connections) == 0 })
 	s.over = true
 	for c := range s.connections {
 		if c.joined && !c.over {
@@ -432,18 +432,6 @@ func (s *Server) Shutdown(ctx context.Context, over time.Duration) (cut int) {
 	}
 	closed, cancel := context.WithTimeout(context.Background(), linger)
 	defer cancel()
-	s.await(closed, func() bool { return len(s.connections) == 0 })
+	admit.Await(closed, s.idle, func() bool { return len(s.connections) == 0 })
 	return cut
-}
-
-// await waits until ok or ctx is done. mu is held.
-func (s *Server) await(ctx context.Context, ok func() bool) {
-	defer context.AfterFunc(ctx, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.idle.Broadcast()
-	})()
-	for !ok() && ctx.Err() == nil {
-		s.idle.Wait()
-	}
 }
