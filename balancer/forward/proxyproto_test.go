@@ -13,22 +13,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pires/go-proxyproto"
-
 	"apiserver-lb/balancer"
+	"apiserver-lb/balancer/internal/rawhttp"
 )
 
-// v2 is a header of version 2: command and version, family and protocol, and what
-// follows the length.
-func v2(command, family byte, rest string) string {
-	return string(proxyproto.SIGV2) + string([]byte{command, family, byte(len(rest) >> 8), byte(len(rest))}) + rest
-}
+var v2 = rawhttp.ProxyV2
 
 // The addresses and ports of headers of version 2.
 const (
-	v2IPv4 = "\xc0\x00\x02\x09\xc6\x33\x64\x01\x9c\x40\x19\x2b"
-	v2IPv6 = "\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x09" +
-		"\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x9c\x40\x19\x2b"
+	v2IPv4 = rawhttp.V2IPv4
+	v2IPv6 = rawhttp.V2IPv6
 )
 
 var (
