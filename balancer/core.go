@@ -49,7 +49,7 @@ type Core struct {
 // send requests without a credential can make kube-apiserver end connections again
 // and again, and the retries that this costs must not be those of others.
 func (c *Core) RetryBudget(cred Credential) *Budget {
-	if cred == Anonymous || cred == Unproven {
+	if cred.Stranger() {
 		return c.Strangers
 	}
 	return c.Budget

@@ -15,7 +15,7 @@ type Credential uint8
 
 const (
 	// Anonymous requests carry nothing. kube-apiserver sends GOAWAY on the whole
-	// connection after one (UnauthenticatedHTTP2DOSMitigation).
+	// connection after one: see Stranger.
 	Anonymous Credential = iota
 	// Unproven requests carry a token that no backend has accepted of late: bad
 	// ones draw GOAWAY as well, so they travel apart until their first success.
@@ -35,6 +35,12 @@ var credentialNames = [...]string{"anonymous", "unproven_token", "token", "certi
 
 // String returns the name that metrics use: who vouches for the request.
 func (c Credential) String() string { return credentialNames[c] }
+
+// Stranger reports whether kube-apiserver does not know, or not yet, who such requests come
+// from: it ends a connection of HTTP/2 with each that it answers 401, and with each that is
+// anonymous (k8s.io/apiserver/pkg/endpoints/filters/authentication.go,
+// UnauthenticatedHTTP2DOSMitigation). One of HTTP/1.1 goes on.
+func (c Credential) Stranger() bool { return c == Anonymous || c == Unproven }
 
 // FrontProxy says whether the identity of a client certificate can be asserted.
 type FrontProxy uint8
