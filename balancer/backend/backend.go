@@ -56,6 +56,9 @@ func (b *Backend) Reconfigure(s Settings) { b.settings.Store(&s) }
 // is news. It is taken to, until it is asked.
 func (b *Backend) SpeaksHTTP2(yes bool) (news bool) { return b.http1.Swap(!yes) == yes }
 
+// HTTP2 reports whether the backend speaks HTTP/2, as far as is known.
+func (b *Backend) HTTP2() bool { return !b.http1.Load() }
+
 // State returns the state that the health checks last gave it.
 func (b *Backend) State() health.State { return health.State(b.state.Load()) }
 
@@ -289,7 +292,7 @@ func (s *Set) Panicking() bool {
 
 // HTTP2 reports whether all backends speak HTTP/2, as far as is known.
 func (s *Set) HTTP2() bool {
-	return !slices.ContainsFunc(s.backends, func(b *Backend) bool { return b.http1.Load() })
+	return !slices.ContainsFunc(s.backends, func(b *Backend) bool { return !b.HTTP2() })
 }
 
 // Index returns b's place in All, negative where it is not in the set.

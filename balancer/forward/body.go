@@ -4,13 +4,15 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"apiserver-lb/balancer"
 )
 
 // heldBody keeps what has been read of a request body, up to a bound, so that it
-// can be sent to a second backend when the first one did not act on it. Nothing is
-// read ahead: bytes are taken from the client when an attempt asks for them.
+// can be sent to a second backend when the first one did not act on it. Nothing but
+// what ready asks for is read ahead: bytes are taken from the client when an attempt
+// asks for them.
 //
 // Reading from the client happens in a goroutine of its own, one read at a time,
 // and what it yields belongs to the body, not to the attempt that asked. So an
@@ -76,6 +78,42 @@ func (h *heldBody) sourceErr() error {
 	return h.srcErr
 }
 
+// What of a body is read ahead. Go's server reads as much of what a handler has left of
+// one before it sends the answer over HTTP/1.1, and ends the connection where there is more
+// (net/http, maxPostHandlerReadBytes).
+const (
+	readyBytes = 256 << 10
+	readyAfter = 100 * time.Millisecond
+)
+
+// ready reads ahead, for readyAfter at most, and reports whether the body has come to its
+// end and is smaller than readyBytes.
+func (h *heldBody) ready() bool {
+	late := false
+	timer := time.AfterFunc(readyAfter, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		late = true
+		h.cond.Broadcast()
+	})
+	defer timer.Stop()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for h.srcErr == nil && !late && !h.spent && len(h.held) < min(readyBytes, h.limit) {
+		h.ask(fillBytes)
+		h.cond.Wait()
+	}
+	return h.srcErr == io.EOF && len(h.held) < readyBytes
+}
+
+// whole reports whether the request, with its body, has come to its end. Over HTTP/1.1
+// nothing else of a stranger goes to a backend: who withholds the body that he announced
+// would not get the answer, which does not wait for it over HTTP/2, and would keep the
+// connection.
+func (x *exchange) whole() bool {
+	return x.body == nil || x.in.Header.Get("Expect") == "" && x.body.ready()
+}
+
 // attempt returns a reader of the whole body from its beginning. The attempt
 // before it must have been closed.
 func (h *heldBody) attempt() *bodyAttempt {
@@ -87,6 +125,14 @@ func (h *heldBody) attempt() *bodyAttempt {
 
 // fillBytes is how much is read from the client at once.
 const fillBytes = 32 << 10
+
+// ask has the client read once, unless it is being read. h.mu is held.
+func (h *heldBody) ask(size int) {
+	if !h.filling {
+		h.filling = true
+		go h.fill(size)
+	}
+}
 
 // fill reads once from the client.
 func (h *heldBody) fill(size int) {
@@ -182,10 +228,7 @@ func (a *bodyAttempt) Read(p []byte) (int, error) {
 		case h.srcErr != nil:
 			return 0, h.srcErr
 		}
-		if !h.filling {
-			h.filling = true
-			go h.fill(min(len(p), fillBytes))
-		}
+		h.ask(min(len(p), fillBytes))
 		h.cond.Wait()
 	}
 }

@@ -104,7 +104,7 @@ func TestCleanEndOnTheWire(t *testing.T) {
 			w.apis[0].pause()
 			panic(http.ErrAbortHandler)
 		})
-		r := w.raw(nil)
+		r := w.raw(w.pki.Alice)
 		r.say("GET "+watchTarget+" HTTP/1.1", "Host: x", "")
 		for r.line() != "" {
 		}
@@ -159,7 +159,7 @@ func TestClientLeaves(t *testing.T) {
 					ended <- time.Now()
 				})
 				ctx, cancel := context.WithCancel(context.Background())
-				c := w.client(major, nil)
+				c := w.client(major, w.pki.Alice)
 				res, err := c.send(c.request("GET", target, nil).WithContext(ctx))
 				if err != nil {
 					w.Fatal(err)
@@ -193,15 +193,15 @@ func TestClientLeavesUpload(t *testing.T) {
 			read <- err
 		})
 		if major == 1 {
-			r := w.raw(nil)
+			r := w.raw(w.pki.Alice)
 			r.say("POST /api HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", "", "4", "half")
-			synctest.Wait()
+			time.Sleep(2 * readyAfter)
 			r.Close()
 		} else {
 			p := w.h2(nil)
 			id := p.ask(false, "POST", "/api")
 			p.data(id, false, "half")
-			synctest.Wait()
+			time.Sleep(2 * readyAfter)
 			p.reset(id, 8)
 		}
 		if err := await(w, read, "the end of the body"); err == nil {

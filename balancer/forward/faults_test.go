@@ -32,7 +32,7 @@ func TestSlowReaderHidesNoHang(t *testing.T) {
 			}
 			<-w.apis[0].stopped
 		})
-		r := w.raw(nil)
+		r := w.raw(w.pki.Alice)
 		r.say("GET /api/v1/secrets HTTP/1.1", "Host: x", "")
 		time.Sleep(time.Second)
 		arrived := w.apis[0].b.LastAnswer()
@@ -56,7 +56,7 @@ func TestSlowReaderHidesNoHang(t *testing.T) {
 // A body that breaks off is the client's fault, and no evidence against a backend.
 func TestUpgradeWithBrokenBody(t *testing.T) {
 	run(t, setup{}, func(w *world) {
-		r := w.raw(nil)
+		r := w.raw(w.pki.Alice)
 		r.say("POST /api/v1/namespaces/x/pods/y/exec HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: SPDY/3.1",
 			"Transfer-Encoding: chunked", "", "2", "{}", "zz", "")
 		if got := r.rest(); !strings.HasPrefix(got, "HTTP/1.1 400 Bad Request\r\n") || !strings.Contains(got, "the request body could not be read to its end") {
@@ -73,7 +73,7 @@ func TestUpgradeWithBrokenBody(t *testing.T) {
 func TestPanicIsLogged(t *testing.T) {
 	run(t, setup{}, func(w *world) {
 		w.core.NewAuditID = func() string { panic("boom") }
-		c := w.client(1, nil)
+		c := w.client(1, w.pki.Alice)
 		req := c.request("GET", "/api?access_token=canary", nil)
 		req.Header.Set("Authorization", "Bearer canary")
 		req.Header.Set("Cookie", "canary")
@@ -103,7 +103,7 @@ func TestPanicGivesBack(t *testing.T) {
 			}
 		}}}
 		w.apis[0].holding()
-		c := w.client(1, nil)
+		c := w.client(1, w.pki.Alice)
 		if res, err := c.send(c.request("GET", watchTarget, nil)); err == nil {
 			res.Body.Close()
 			w.Errorf("answered %d", res.StatusCode)
@@ -131,7 +131,7 @@ func TestTunnelDeliversTheLastWords(t *testing.T) {
 			}
 			c.Close()
 		})
-		r := w.raw(nil)
+		r := w.raw(w.pki.Alice)
 		r.say("POST /api/v1/namespaces/x/pods/y/exec HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: SPDY/3.1", "Content-Length: 0", "")
 		for line := r.line(); line != ""; line = r.line() {
 		}

@@ -356,7 +356,7 @@ func (x *exchange) movable(ctx context.Context, out *http.Request, slot *backend
 // that is a *balancer.Refusal is for the client: it would come from any backend.
 func (x *exchange) attempt(ctx context.Context, out *http.Request, slot *backend.Slot) (*http.Response, error) {
 	b := slot.Backend
-	cc, err := x.f.Pools.get(ctx, b, x.decision.Credential)
+	cc, err := x.f.Pools.get(ctx, b, x.decision.Credential, x.decision.Credential.Stranger() && x.whole())
 	if err != nil {
 		return nil, err
 	}

@@ -153,7 +153,7 @@ func TestHeldAnswerLostTwice(t *testing.T) {
 			for _, a := range w.apis {
 				a.on(o.breaking(a, ways["reset"]))
 			}
-			c := w.client(major, nil)
+			c := w.client(major, w.pki.Alice)
 			a := c.do("GET", listTarget, nil)
 			a.want(w, 502, `{"kind":"Status"`)
 			if a.Header.Get("Retry-After") != "" || a.Header.Get("X-From") != "" {
@@ -241,7 +241,7 @@ func TestHeldAnswerOnTheWire(t *testing.T) {
 			t.Run(fmt.Sprintf("%s h%d", c.name, major), func(t *testing.T) {
 				run(t, c.s, func(w *world) {
 					w.prefer(0)
-					a := w.client(major, nil).do("GET", listTarget, nil)
+					a := w.client(major, w.pki.Alice).do("GET", listTarget, nil)
 					if !c.lost {
 						a.want(w, 200, `{"from":"raw"}`)
 						return
@@ -281,7 +281,7 @@ func TestHeldAnswerReplaysBody(t *testing.T) {
 		w.prefer(0)
 		w.apis[0].on(object{size: 1000, sent: 500}.breaking(w.apis[0], ways["reset"]))
 		body := strings.Repeat("a body of a GET. ", 10_000)
-		w.client(major, nil).do("GET", listTarget, strings.NewReader(body)).want(w, 200, `{"from":"b"}`)
+		w.client(major, w.pki.Alice).do("GET", listTarget, strings.NewReader(body)).want(w, 200, `{"from":"b"}`)
 		if got := w.apis[1].one().body.String(); got != body {
 			w.Errorf("the second backend got %d bytes of %d", len(got), len(body))
 		}
@@ -295,7 +295,7 @@ func TestHeldAnswerHead(t *testing.T) {
 			rw.Header().Set("Content-Length", "1000")
 			rw.WriteHeader(200)
 		})
-		a := w.client(major, nil).do("HEAD", listTarget, nil)
+		a := w.client(major, w.pki.Alice).do("HEAD", listTarget, nil)
 		a.want(w, 200, "")
 		if a.ContentLength != 1000 {
 			w.Errorf("Content-Length = %d", a.ContentLength)
@@ -385,7 +385,7 @@ func TestHeldUntilTooLarge(t *testing.T) {
 					}
 					io.WriteString(rw, o.text(w.apis[0])[o.sent:])
 				})
-				c := w.client(major, nil)
+				c := w.client(major, w.pki.Alice)
 				for _, query := range []string{"", "break"} {
 					res, err := c.send(c.request("GET", listTarget+"?"+query, nil))
 					if err != nil {
@@ -431,7 +431,7 @@ func TestHeldClientLeaves(t *testing.T) {
 			ended <- struct{}{}
 			panic(http.ErrAbortHandler)
 		})
-		c := w.client(major, nil)
+		c := w.client(major, w.pki.Alice)
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() {

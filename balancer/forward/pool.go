@@ -3,10 +3,10 @@ package forward
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +31,8 @@ func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
 // Pools holds the connections to all backends: for each backend one pool for each
-// credential, never mixed, and the connections of upgraded requests.
+// credential, never mixed, another one of HTTP/1.1 for each that is a stranger's, and
+// the connections of upgraded requests.
 type Pools struct {
 	// Static after construction.
 	tls         TLSConfigs
@@ -47,6 +48,7 @@ type Pools struct {
 type poolKey struct {
 	backend    *backend.Backend
 	credential balancer.Credential
+	http1      bool
 }
 
 // NewPools makes pools without a connection. opened is told of each connection
@@ -107,14 +109,18 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// get returns a connection on which one request may be made at once. An error is
-// a *dialError, or that of ctx.
-func (p *Pools) get(ctx context.Context, b *backend.Backend, c balancer.Credential) (*clientConn, error) {
+// get returns a connection on which one request may be made at once, of HTTP/1.1 where
+// that is asked for. An error is a *dialError, or that of ctx.
+func (p *Pools) get(ctx context.Context, b *backend.Backend, c balancer.Credential, http1 bool) (*clientConn, error) {
 	p.mu.Lock()
-	key := poolKey{b, c}
+	key := poolKey{b, c, http1}
 	pl := p.pools[key]
 	if pl == nil {
-		pl = &pool{connect: p.connector(b, c)}
+		pl = &pool{
+			connect: p.connector(key),
+			single:  func() bool { return http1 || !b.HTTP2() },
+			dialing: map[*dialing]struct{}{},
+		}
 		p.pools[key] = pl
 	}
 	p.mu.Unlock()
@@ -132,26 +138,39 @@ const (
 	pingTimeout = 5 * time.Second
 )
 
+// maxIdle is how long a connection of HTTP/1.1 is kept without a request: there are as
+// many as there were requests at once. kube-apiserver closes it after 90 s
+// (k8s.io/apiserver/pkg/server/secure_serving.go, IdleTimeout), and may not be the first
+// to: a request that is sent at that moment is lost. HTTP/2 says GOAWAY instead.
+const maxIdle = 30 * time.Second
+
 // clientConn is a connection to a backend.
 type clientConn struct {
 	*http.ClientConn
+	http1 bool
 	// gone ends with the connection. What HTTP/1.1 of net/http is still reading of a
 	// request body must be closed then: it waits for that before it tells of the end.
 	gone context.Context
 }
 
-// goneKey is for the context of a dial: what ends clientConn.gone.
-type goneKey struct{}
+// dialledKey is for the context of http.Transport.NewClientConn: the connection.
+type dialledKey struct{}
 
 // connector returns the function that opens one connection of a pool: HTTP/2, or
-// HTTP/1.1 where the backend speaks nothing else (--disable-http2-serving).
-func (p *Pools) connector(b *backend.Backend, c balancer.Credential) func(context.Context) (*clientConn, error) {
+// HTTP/1.1 where that is asked for or the backend speaks nothing else
+// (--disable-http2-serving).
+func (p *Pools) connector(key poolKey) func(context.Context) (*clientConn, error) {
+	b, c := key.backend, key.credential
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
+	alpn := []string{"http/1.1"}
+	if !key.http1 {
+		protocols.SetHTTP2(true)
+		alpn = []string{"h2", "http/1.1"}
+	}
 	t := &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return p.dialTLS(ctx, b, c, ctx.Value(goneKey{}).(context.CancelFunc), "h2", "http/1.1")
+			return ctx.Value(dialledKey{}).(*tls.Conn), nil
 		},
 		Protocols:             protocols,
 		DisableCompression:    true, // what the client did not ask for must not be asked for
@@ -167,16 +186,17 @@ func (p *Pools) connector(b *backend.Backend, c balancer.Credential) func(contex
 	}
 	return func(ctx context.Context) (*clientConn, error) {
 		gone, end := context.WithCancel(context.Background())
-		cc, err := t.NewClientConn(context.WithValue(ctx, goneKey{}, end), "https", b.Address)
+		tc, err := p.dialTLS(ctx, b, c, end, alpn...)
 		if err != nil {
 			end()
-			var de *dialError
-			if errors.As(err, &de) {
-				return nil, de
-			}
+			return nil, err
+		}
+		cc, err := t.NewClientConn(context.WithValue(ctx, dialledKey{}, tc), "https", b.Address)
+		if err != nil {
+			tc.Close() // which ends gone
 			return nil, &dialError{err}
 		}
-		return &clientConn{cc, gone}, nil
+		return &clientConn{cc, tc.ConnectionState().NegotiatedProtocol != "h2", gone}, nil
 	}
 }
 
@@ -267,25 +287,29 @@ func (p *Pools) hold(b *backend.Backend, c net.Conn) (forget func()) {
 
 // pool is the connections to one backend for one credential.
 type pool struct {
-	connect func(context.Context) (*clientConn, error) // static
+	// Static after construction.
+	connect func(context.Context) (*clientConn, error)
+	single  func() bool // whether a connection carries one request at a time, as far as is known
 
 	mu      sync.Mutex
 	conns   []*clientConn
-	retired []*clientConn // open until their last request ends
-	dialing *dialing      // the one dial under way, or nil
+	retired []*clientConn         // open until their last request ends
+	dialing map[*dialing]struct{} // the dials under way
+	shared  *dialing              // the one of them for which anybody may wait, or nil
 }
 
-// dialing is a dial that several requests may wait for.
+// dialing is a dial under way.
 type dialing struct {
+	ctx    context.Context // of the dial
 	cancel context.CancelFunc
-	done   chan struct{} // closed by the dialling goroutine, after err is set
+	done   chan struct{} // closed by open, after err is set
 	err    error
 	stale  bool // guarded by pool.mu: what is dialled is out of use already
 }
 
-// get reserves a place for one request on a connection, and opens another one
-// where all are at the backend's limit of streams. One dial at a time: those who
-// come meanwhile wait for it, and fail with it.
+// get reserves a place for one request on a connection, and opens another one where none
+// has any. Over HTTP/2 that is one dial at a time: those who come meanwhile wait for it,
+// and fail with it. Over HTTP/1.1 each would keep the connection to itself, so each dials.
 func (p *pool) get(ctx context.Context) (*clientConn, error) {
 	for {
 		p.mu.Lock()
@@ -293,13 +317,25 @@ func (p *pool) get(ctx context.Context) (*clientConn, error) {
 			p.mu.Unlock()
 			return c, nil
 		}
-		d := p.dialing
+		if p.single() {
+			d := p.begin(ctx)
+			p.mu.Unlock()
+			switch c := p.open(d); {
+			case c != nil:
+				return c, nil
+			case ctx.Err() != nil:
+				return nil, ctx.Err()
+			case d.err != nil:
+				return nil, d.err
+			}
+			continue
+		}
+		d := p.shared
 		if d == nil {
 			// The dial outlives a client that goes away: others wait for it too.
-			dialCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-			d = &dialing{cancel: cancel, done: make(chan struct{})}
-			p.dialing = d
-			go p.open(dialCtx, d)
+			d = p.begin(context.WithoutCancel(ctx))
+			p.shared = d
+			go p.open(d)
 		}
 		p.mu.Unlock()
 		select {
@@ -313,21 +349,76 @@ func (p *pool) get(ctx context.Context) (*clientConn, error) {
 	}
 }
 
-// open dials for all who wait.
-func (p *pool) open(ctx context.Context, d *dialing) {
+// begin notes a dial, for open. p.mu is held.
+func (p *pool) begin(ctx context.Context) *dialing {
+	d := &dialing{done: make(chan struct{})}
+	d.ctx, d.cancel = context.WithCancel(ctx)
+	p.dialing[d] = struct{}{}
+	return d
+}
+
+// open dials. Unless the dial is shared it returns the connection, with a place reserved:
+// those who come meanwhile do not get it. It is nil with an error, and where the connection
+// was retired at once, so that another one is needed. p.mu is not held.
+func (p *pool) open(d *dialing) *clientConn {
 	defer d.cancel()
-	c, err := p.connect(ctx)
+	c, err := p.connect(d.ctx)
 	p.mu.Lock()
-	stale := d.stale
-	if err == nil && !stale {
+	shared := p.shared == d
+	if shared {
+		p.shared = nil
+	}
+	delete(p.dialing, d)
+	if err == nil && d.ctx.Err() != nil { // it was cut just when it had succeeded, or nobody waits
+		err = &dialError{d.ctx.Err()}
+	}
+	if err == nil && !shared && !d.stale {
+		if reserveErr := c.Reserve(); reserveErr != nil { // it has ended already
+			err = &dialError{reserveErr}
+		}
+	}
+	fit := err == nil && !d.stale
+	if fit {
 		p.conns = append(p.conns, c)
+		if c.http1 {
+			p.expire(c)
+		}
 	}
-	d.err, p.dialing = err, nil
+	d.err = err
 	p.mu.Unlock()
-	if err == nil && stale {
-		c.Close() // those who wait dial anew
-	}
 	close(d.done)
+	if !fit && c != nil {
+		c.Close()
+	}
+	if !fit || shared {
+		return nil
+	}
+	return c
+}
+
+// expire has the connection closed when it has been idle for maxIdle.
+func (p *pool) expire(c *clientConn) {
+	idle := time.AfterFunc(maxIdle, func() { p.closeIdle(c) })
+	c.SetStateHook(func(cc *http.ClientConn) { // a request has ended, or the connection
+		if cc.Err() != nil {
+			idle.Stop()
+			return
+		}
+		idle.Reset(maxIdle)
+	})
+}
+
+// closeIdle closes the connection unless a request is on it. p.mu is not held.
+func (p *pool) closeIdle(c *clientConn) {
+	p.mu.Lock()
+	i := slices.Index(p.conns, c)
+	if i < 0 || c.InFlight() > 0 {
+		p.mu.Unlock()
+		return
+	}
+	p.conns = slices.Delete(p.conns, i, i+1)
+	p.mu.Unlock()
+	c.Close()
 }
 
 // reserve takes a place on the first connection that has one, and drops those
@@ -365,8 +456,8 @@ func (p *pool) retire() {
 	}
 	p.retired = append(p.retired, p.conns...)
 	p.conns = nil
-	if p.dialing != nil {
-		p.dialing.stale = true // its handshake may be over
+	for d := range p.dialing {
+		d.stale = true // its handshake may be over
 	}
 	p.sweepRetired()
 }
@@ -385,15 +476,14 @@ func (p *pool) sweepRetired() {
 	p.retired = kept
 }
 
-// cut closes all connections, and ends the dial under way, so that those who wait
-// for it go elsewhere. p.mu is not held.
+// cut closes all connections, and ends the dials under way, so that those who wait
+// for them go elsewhere. p.mu is not held.
 func (p *pool) cut() {
 	p.mu.Lock()
 	all := append(p.conns, p.retired...)
 	p.conns, p.retired = nil, nil
-	if p.dialing != nil {
-		p.dialing.stale = true
-		p.dialing.cancel()
+	for d := range p.dialing {
+		d.cancel()
 	}
 	p.mu.Unlock()
 	for _, c := range all {

@@ -521,9 +521,9 @@ func TestBadStatus(t *testing.T) {
 					s.data(s.id, true, "fine")
 				}, nil)}, func(w *world) {
 					w.prefer(0)
-					w.client(1, nil).do("GET", target, nil).want(w, 200, `{"from":"b"}`)
+					w.client(1, w.pki.Alice).do("GET", target, nil).want(w, 200, `{"from":"b"}`)
 					w.prefer(0)
-					w.client(1, nil).do("POST", target, nil).want(w, 502, `{"kind":"Status"`)
+					w.client(1, w.pki.Alice).do("POST", target, nil).want(w, 502, `{"kind":"Status"`)
 				})
 			})
 		}
@@ -533,7 +533,7 @@ func TestBadStatus(t *testing.T) {
 				s.reply(200, false)
 				s.data(s.id, true, "fine")
 			}, nil)}, func(w *world) {
-				r := w.raw(nil)
+				r := w.raw(w.pki.Alice)
 				r.say("GET "+target+" HTTP/1.1", "Host: a", "Connection: close", "", "")
 				if got := r.rest(); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
 					t.Errorf("answer %q", got)
@@ -547,7 +547,7 @@ func TestBadStatus(t *testing.T) {
 				io.WriteString(c, "HTTP/1.1 099 Odd\r\nContent-Length: 4\r\n\r\nfine")
 			}
 		}}, func(w *world) {
-			w.client(1, nil).do("GET", "/api", nil).want(w, 502, `{"kind":"Status"`)
+			w.client(1, w.pki.Alice).do("GET", "/api", nil).want(w, 502, `{"kind":"Status"`)
 		})
 	})
 }

@@ -186,7 +186,7 @@ func TestErrors(t *testing.T) {
 	for _, used := range []bool{false, true} {
 		run(t, setup{backends: 1}, func(w *world) {
 			ctx := context.Background()
-			cc, err := w.pools.get(ctx, w.apis[0].b, balancer.Asserted)
+			cc, err := w.pools.get(ctx, w.apis[0].b, balancer.Asserted, false)
 			if err != nil {
 				w.Fatal(err)
 			}
@@ -491,7 +491,7 @@ func TestNoBackend(t *testing.T) {
 				}
 			}
 		}
-		r := w.raw(nil)
+		r := w.raw(w.pki.Alice)
 		r.say("GET /api/v1/namespaces/n/pods/p/exec HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: websocket", "")
 		r.hear("GET").want(w, 503, want)
 		r.rest()
@@ -537,7 +537,7 @@ func TestClientGone(t *testing.T) {
 						if upgrade {
 							fields = []string{"Connection: Upgrade", "Upgrade: websocket"}
 						}
-						c := w.client(major, nil)
+						c := w.client(major, w.pki.Alice)
 						ctx, cancel := context.WithCancel(context.Background())
 						done := make(chan error, 1)
 						go func() {
@@ -582,7 +582,7 @@ func TestUnaskedSwitch(t *testing.T) {
 	for major := 1; major <= 2; major++ {
 		run(t, setup{raw: script, rawALPN: []string{"http/1.1"}}, func(w *world) {
 			w.prefer(0)
-			w.client(major, nil).do("GET", watchTarget, nil).want(w, 502, `{"kind":"Status"`)
+			w.client(major, w.pki.Alice).do("GET", watchTarget, nil).want(w, 502, `{"kind":"Status"`)
 		})
 	}
 }

@@ -53,7 +53,7 @@ func TestUnstall(t *testing.T) {
 					if tt.body != "" {
 						body = strings.NewReader(tt.body)
 					}
-					done <- w.client(1, nil).do(tt.method, tt.path, body)
+					done <- w.client(1, w.pki.Alice).do(tt.method, tt.path, body)
 				}()
 				time.Sleep(time.Second)
 				b.b.SetState(health.Dead, time.Now())

@@ -100,7 +100,7 @@ func TestInformational(t *testing.T) {
 			io.WriteString(rw, "final")
 		})
 		var hints []string
-		c := w.client(major, nil)
+		c := w.client(major, w.pki.Alice)
 		r := c.request("GET", "/", nil)
 		r = r.WithContext(httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
 			hints = append(hints, fmt.Sprintf("%d %s", code, h.Get("Link")))
@@ -168,19 +168,25 @@ func TestExpectContinue(t *testing.T) {
 // not asked for it, and the connection, whose next bytes may be that body, ends.
 func TestExpectRefused(t *testing.T) {
 	for _, h1 := range []bool{false, true} {
-		run(t, setup{h1: h1, backends: 1}, func(w *world) {
-			w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) { http.Error(rw, "no", http.StatusUnauthorized) })
-			r := w.raw(nil)
-			r.say("PUT /api HTTP/1.1", "Host: x", "Content-Length: 4", "Expect: 100-continue", "")
-			a := r.hear("PUT")
-			a.want(w, 401, "no")
-			if !a.Close {
-				w.Error("the connection was to be kept")
-			}
-			if got := w.apis[0].one().body.String(); got != "" {
-				w.Errorf("h1 %v: body %q was sent", h1, got)
-			}
-		})
+		for _, stranger := range []bool{false, true} {
+			run(t, setup{h1: h1, backends: 1}, func(w *world) {
+				w.apis[0].on(func(rw http.ResponseWriter, r *http.Request) { http.Error(rw, "no", http.StatusUnauthorized) })
+				cert := w.pki.Alice
+				if stranger {
+					cert = nil
+				}
+				r := w.raw(cert)
+				r.say("PUT /api HTTP/1.1", "Host: x", "Content-Length: 4", "Expect: 100-continue", "")
+				a := r.hear("PUT")
+				a.want(w, 401, "no")
+				if !a.Close {
+					w.Error("the connection was to be kept")
+				}
+				if got := w.apis[0].one().body.String(); got != "" {
+					w.Errorf("h1 %v: body %q was sent", h1, got)
+				}
+			})
+		}
 	}
 }
 
@@ -243,7 +249,7 @@ func TestRefusedBeforeBody(t *testing.T) {
 func TestBrokenBody(t *testing.T) {
 	for _, h1 := range []bool{false, true} {
 		run(t, setup{h1: h1}, func(w *world) {
-			r := w.raw(nil)
+			r := w.raw(w.pki.Alice)
 			r.say("POST /first HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", "", "2", "{}", "zz", "", "GET /smuggled HTTP/1.1", "Host: x", "", "GET /smuggled HTTP/1.1", "Host: x", "")
 			if rest := r.rest(); !strings.HasPrefix(rest, "HTTP/1.1 400 Bad Request\r\n") || strings.Count(rest, "HTTP/1.1") != 1 {
 				w.Errorf("h1 %v: answer = %q", h1, rest)
@@ -314,7 +320,7 @@ func TestTrailers(t *testing.T) {
 				rw.Header().Set("X-Announced", "1")
 				rw.Header().Set(http.TrailerPrefix+"X-Late", "2")
 			})
-			a := w.client(major, nil).do("GET", "/", nil, "Te: trailers")
+			a := w.client(major, w.pki.Alice).do("GET", "/", nil, "Te: trailers")
 			a.want(w, 200, "body")
 			if diff := cmp.Diff(http.Header{"X-Announced": {"1"}, "X-Late": {"2"}}, a.Trailer); diff != "" {
 				w.Errorf("flush %v held %v: trailers (-want +got):\n%s", flush, held, diff)
@@ -356,7 +362,7 @@ func TestLargeList(t *testing.T) {
 		before := heap()
 		var read func(n int) int
 		if major == 1 {
-			r := w.raw(nil)
+			r := w.raw(w.pki.Alice)
 			r.say("GET "+listTarget+" HTTP/1.1", "Host: x", "")
 			res, err := http.ReadResponse(r.from, nil)
 			if err != nil {

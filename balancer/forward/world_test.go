@@ -54,7 +54,8 @@ type setup struct {
 	raw        func(*world, *tls.Conn) // serves connections of the first backend instead of net/http, a goroutine for each
 	rawALPN    []string                // of raw; none: h2
 	sources    balancer.SourceLimits
-	most       int // connections; 0: any number
+	most       int           // connections; 0: any number
+	latency    time.Duration // of the dialling of a backend by Pools
 }
 
 // world is a balancer between clients and fake kube-apiservers, in memory.
@@ -143,7 +144,11 @@ func newWorld(t *testing.T, s setup, p *testpki.PKI, dir string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.pools = NewPools(w.store, w.net.Dial, 2*time.Second, func(b *backend.Backend, c balancer.Credential, delta int64) {
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		time.Sleep(s.latency)
+		return w.net.Dial(ctx, network, address)
+	}
+	w.pools = NewPools(w.store, dial, 2*time.Second, func(b *backend.Backend, c balancer.Credential, delta int64) {
 		metrics.BackendConnections(b.Name, c, delta)
 	})
 	w.store.Subscribe(w.retire)
