@@ -106,6 +106,30 @@ func (s *stream) dataCame(p []byte, end bool) {
 	cc.enqueue(s, &s.down)
 }
 
+// badTrailers says what is wrong with the trailers of an answer, empty where nothing is.
+func badTrailers(fields []hpack.Field) string {
+	for i := range fields {
+		if problem := badField(&fields[i]); problem != "" {
+			return "the trailers have " + problem
+		}
+	}
+	return ""
+}
+
+// trailersCame ends the answer with trailers. The fields are copied.
+func (s *stream) trailersCame(fields []hpack.Field) {
+	if len(fields) > 0 {
+		trailers := append([]hpack.Field(nil), fields...)
+		s.down.trailers = &trailers
+	}
+	s.down.end = true
+	if s.hold != holdNot {
+		s.judgeHeld()
+	} else {
+		s.cc.enqueue(s, &s.down)
+	}
+}
+
 // holdOn keeps an answer waiting, as long as there is reason and room for it. The
 // backend gets its window back meanwhile.
 func (s *stream) holdOn(n int) {
@@ -189,14 +213,13 @@ func (s *stream) delivered(n int) {
 // arrives for a client that then stops reading waits here. A watch would keep it for
 // hours.
 func (s *stream) creditBackend(n int) {
-	bc := s.bc
-	if bc == nil {
+	if s.via == nil {
 		return
 	}
-	if s.down.owed += n; s.down.owed < int(s.target)/2 {
+	if s.down.owed += int32(n); s.down.owed < s.target/2 {
 		return
 	}
-	increment := s.down.owed
+	increment := int(s.down.owed)
 	if s.class == balancer.Short && s.hold == holdNot && s.down.buf.waiting() == 0 && s.target < maxStreamWindow {
 		grow := min(3*int(s.target), maxStreamWindow-int(s.target), maxExtraWindow-s.cc.extra)
 		if grow > 0 && s.cc.sh.r.windows.Take(int64(grow)) {
@@ -205,9 +228,9 @@ func (s *stream) creditBackend(n int) {
 			increment += grow
 		}
 	}
-	s.down.receivable += increment
+	s.down.receivable += int32(increment)
 	s.down.owed = 0
-	bc.write(appendWindowUpdate(bc.begin(short), s.bid, uint32(increment)))
+	s.via.grant(s, increment)
 }
 
 // shrink gives back what the stream's window had beyond the usual.

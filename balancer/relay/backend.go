@@ -86,7 +86,7 @@ func (bc *backendConn) open(s *stream) {
 			Message: "the request header, with what the balancer adds to it, is larger than the kube-apiserver takes"})
 		return
 	}
-	s.bc, s.bid = bc, bc.nextID
+	s.via, s.bid = bc, bc.nextID
 	bc.nextID += 2
 	bc.streams.put(s.bid, s)
 	s.up.window, s.down.receivable = bc.initial, backendWindow
@@ -110,6 +110,12 @@ func (bc *backendConn) open(s *stream) {
 	}
 }
 
+func (bc *backendConn) resume(s *stream) { bc.enqueue(s, &s.up) }
+
+func (bc *backendConn) grant(s *stream, n int) {
+	bc.write(appendWindowUpdate(bc.begin(short), s.bid, uint32(n)))
+}
+
 func (bc *backendConn) prepare() {}
 
 func (bc *backendConn) lastID() uint32 { return 0 } // no backend opens streams
@@ -121,7 +127,7 @@ func (bc *backendConn) idle(id uint32) bool { return id >= bc.nextID || id%2 == 
 func (bc *backendConn) pump() {
 	bc.pumpReady(
 		func(s *stream) (*lane, uint32) {
-			if s.bc != bc {
+			if s.via != bc {
 				return nil, 0
 			}
 			return &s.up, s.bid
@@ -172,27 +178,16 @@ func (bc *backendConn) trailers(s *stream, end bool) {
 		bc.broken(s, "trailers that do not end the answer")
 		return
 	}
-	for i := range bc.sh.fields {
-		if problem := badField(&bc.sh.fields[i]); problem != "" {
-			bc.broken(s, "the trailers have "+problem)
-			return
-		}
+	if problem := badTrailers(bc.sh.fields); problem != "" {
+		bc.broken(s, problem)
+		return
 	}
 	if s.left > 0 {
 		bc.broken(s, "a body of another length than declared")
 		return
 	}
-	if len(bc.sh.fields) > 0 {
-		trailers := append([]hpack.Field(nil), bc.sh.fields...)
-		s.down.trailers = &trailers
-	}
-	s.down.end = true
-	if s.hold != holdNot {
-		s.judgeHeld()
-	} else {
-		s.cc.enqueue(s, &s.down)
-	}
-	bc.leaveIfWhole(s)
+	s.trailersCame(bc.sh.fields)
+	s.leaveIfWhole(bc)
 }
 
 // broken gives up a stream on which the backend broke the rules.
@@ -208,7 +203,7 @@ func (bc *backendConn) data(id uint32, p []byte, size int, end bool) error {
 		return nil
 	}
 	bc.pool.backend.Answered(bc.sh.now)
-	s.down.receivable -= size
+	s.down.receivable -= int32(size)
 	switch {
 	case s.code == 0 || s.down.end:
 		bc.broken(s, "DATA before the head of the answer or after its end")
@@ -227,17 +222,9 @@ func (bc *backendConn) data(id uint32, p []byte, size int, end bool) error {
 			s.creditBackend(pad)
 		}
 		s.dataCame(p, end)
-		bc.leaveIfWhole(s)
+		s.leaveIfWhole(bc)
 	}
 	return nil
-}
-
-// leaveIfWhole takes a stream off that both sides have ended, while the rest of its answer
-// waits for the client: the backend does not count it any more.
-func (bc *backendConn) leaveIfWhole(s *stream) {
-	if s.bc == bc && s.down.end && s.up.ended && s.hold == holdNot {
-		s.detach(codeNone)
-	}
 }
 
 func (bc *backendConn) reset(id uint32, c code) error {
@@ -284,9 +271,9 @@ func (bc *backendConn) windowChanged(delta int64) error {
 // goAway takes the connection out of use. What the backend has not processed goes
 // elsewhere, or to another connection; the rest finishes.
 func (bc *backendConn) goAway(last uint32, _ code) {
-	bc.gone, bc.pool.wentAway = true, true
+	bc.gone, bc.pool.wentAway = true, bc.sh.now
 	for _, s := range bc.streams.all() {
-		if s.bc != bc || s.bid <= last {
+		if s.via != bc || s.bid <= last {
 			continue
 		}
 		e := balancer.Refused
@@ -311,8 +298,13 @@ func (bc *backendConn) closeIfDone() {
 	}
 }
 
-// forget is called when a stream has left.
-func (bc *backendConn) forget(s *stream) {
+func (bc *backendConn) leave(s *stream, c code) {
+	if c != codeNone && !bc.over {
+		bc.write(appendReset(bc.begin(short), s.bid, c))
+		if s.code == 0 {
+			bc.cooling[0]++
+		}
+	}
 	bc.streams.remove(s.bid)
 	if bc.over {
 		return
@@ -340,7 +332,7 @@ func (bc *backendConn) ended(err error) {
 		err = errors.New("the connection ended")
 	}
 	for _, s := range bc.streams.all() {
-		if s.bc == bc {
+		if s.via == bc {
 			s.lost(e, err)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -101,7 +100,7 @@ func TestFirstFrames(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			run(t, setup{backends: 2}, func(w *world) {
 				w.prefer(0)
-				c := w.client(nil).greet()
+				c := w.client(w.pki.Alice).greet()
 				c.ask(true, "GET", "/")
 				b := w.apis[0].ungreeted()
 				b.until("HEADERS 1")
@@ -109,7 +108,6 @@ func TestFirstFrames(t *testing.T) {
 				b.drain()
 				b.wantEnd()
 				if name == "GOAWAY" { // of a connection, not of a backend
-					time.Sleep(redialAfter)
 					b = w.apis[0].accepted()
 				} else {
 					b = w.apis[1].accepted()

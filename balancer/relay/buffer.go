@@ -77,6 +77,17 @@ func (b *buffer) advance(n int) {
 	}
 }
 
+// take returns all that waits, and notes that it has been sent.
+func (b *buffer) take() []byte {
+	var p []byte
+	for b.waiting() > 0 {
+		piece := b.next(b.unsent)
+		p = append(p, piece...)
+		b.advance(len(piece))
+	}
+	return p
+}
+
 // drop lets go of the chunks that have been sent.
 func (b *buffer) drop() {
 	if b == nil {

@@ -245,7 +245,7 @@ func (cc *clientConn) data(id uint32, p []byte, size int, end bool) error {
 		cc.credit(size)
 		return cc.fault(s, codeStreamClosed)
 	}
-	if s.up.receivable -= size; s.up.receivable < 0 {
+	if s.up.receivable -= int32(size); s.up.receivable < 0 {
 		cc.credit(size)
 		return cc.fault(s, codeFlowControl)
 	}

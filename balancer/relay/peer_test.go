@@ -243,7 +243,7 @@ func (a *kubeAPIServer) wantNoConn() {
 	synctest.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if n := len(a.fresh); n != 0 {
+	if n := len(a.fresh) + len(a.http1); n != 0 {
 		a.w.Fatalf("%d connections to backend %s, want none", n, a.b.Name)
 	}
 }

@@ -22,9 +22,11 @@ type pool struct {
 	// Guarded by sh.mu.
 	conns    []*backendConn
 	waiting  []*stream
-	dialing  *dialing  // the dial under way; nil: none
-	dialled  time.Time // when the last one began
-	wentAway bool      // a connection has ended with GOAWAY since
+	dialing  *dialing     // the dial under way; nil: none
+	dialled  time.Time    // when the last one began
+	wentAway time.Time    // when a connection got GOAWAY last
+	http1    []*http1Conn // those of HTTP/1.1, or that will be
+	spare    []*http1Conn // the idle ones among them
 }
 
 type dialing struct {
@@ -43,6 +45,34 @@ func (sh *shard) pool(b *backend.Backend, c balancer.Credential) *pool {
 	}
 	return p
 }
+
+// carry sends a request to the backend, at once or as soon as there is a connection.
+func (p *pool) carry(s *stream) {
+	if p.endsWithEach() && s.suitsHTTP1() && p.carryHTTP1(s) {
+		return
+	}
+	p.carryHTTP2(s)
+}
+
+func (p *pool) carryHTTP2(s *stream) {
+	if bc := p.reserve(); bc != nil {
+		bc.open(s)
+		return
+	}
+	p.wait(s)
+}
+
+// endsWithEach reports whether the backend has of late ended connections of HTTP/2 because
+// of those who have not shown who they are. Requests of theirs then go over HTTP/1.1 as far
+// as they can (suitsHTTP1). The others share each connection of HTTP/2 that is made anew,
+// and its handshake: see redialAfter.
+func (p *pool) endsWithEach() bool {
+	return p.credential.Stranger() && !p.wentAway.IsZero() && p.sh.now.Sub(p.wentAway) < http1For
+}
+
+// http1For is for how long, after a connection of HTTP/2 has ended, none is made for
+// requests that can do without.
+const http1For = 10 * time.Second
 
 // reserve returns a connection that takes one more stream, or nil.
 func (p *pool) reserve() *backendConn {
@@ -81,17 +111,15 @@ func (p *pool) dial() {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.dialing = &dialing{cancel: cancel}
 	var rest time.Duration
-	if p.wentAway && (p.credential == balancer.Anonymous || p.credential == balancer.Unproven) {
+	if p.endsWithEach() {
 		rest = max(0, p.dialled.Add(redialAfter).Sub(p.sh.now))
 	}
-	p.dialled, p.wentAway = p.sh.now.Add(rest), false
+	p.dialled = p.sh.now.Add(rest)
 	go p.connect(ctx, p.dialing, rest)
 }
 
-// redialAfter is the least time between two connections to a backend for those who have
-// not shown who they are. kube-apiserver ends a connection with each request that it answers
-// 401, or that is anonymous where it wants none (UnauthenticatedHTTP2DOSMitigation): those
-// who come meanwhile share the next one, and its handshake.
+// redialAfter is the least time between two connections of HTTP/2 where they end with each
+// request.
 const redialAfter = 100 * time.Millisecond
 
 // forget takes a stream out of the line.
@@ -127,7 +155,7 @@ func (p *pool) connect(ctx context.Context, d *dialing, rest time.Duration) {
 	case <-ctx.Done():
 	}
 	sh := p.sh
-	t, err := sh.r.dialTLS(ctx, p.backend, p.credential)
+	t, err := sh.r.dialHTTP2(ctx, p.backend, p.credential)
 	sh.lock()
 	p.dialing = nil
 	dialled := err == nil
@@ -150,7 +178,7 @@ func (p *pool) connect(ctx context.Context, d *dialing, rest time.Duration) {
 		}
 		sh.unlockAndFlush()
 		if dialled {
-			sh.r.hangUp(p, t)
+			sh.r.hangUp(p.backend, p.credential, t)
 		}
 		return
 	}
@@ -170,26 +198,42 @@ func (p *pool) connect(ctx context.Context, d *dialing, rest time.Duration) {
 	sh.lock()
 	bc.end(err)
 	sh.unlockAndFlush()
-	sh.r.hangUp(p, t)
+	sh.r.hangUp(p.backend, p.credential, t)
 	if !expected(err) {
-		sh.r.Log.Debug("backend connection ended", "backend", p.backend.Name, "credential", p.credential.String(), "err", err)
+		p.ended(err)
 	}
+}
+
+// ended says why a connection has.
+func (p *pool) ended(err error) {
+	p.sh.r.Log.Debug("backend connection ended", "backend", p.backend.Name, "credential", p.credential.String(), "err", err)
 }
 
 // dialTLS connects to the backend and proves that it is the one, within the dial
 // timeout. Only connections of the asserted credential bear the front-proxy
-// certificate.
-func (r *Relay) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Credential) (*tls.Conn, error) {
+// certificate. hangUp is owed for what it returns.
+func (r *Relay) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Credential, alpn ...string) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.DialTimeout)
 	defer cancel()
 	nc, err := r.Dial(ctx, "tcp", b.Address)
 	if err != nil {
 		return nil, err
 	}
-	t := tls.Client(NewSock(nc), r.TLS.BackendConfig(b.ServerName, c == balancer.Asserted, "h2", "http/1.1"))
+	t := tls.Client(NewSock(nc), r.TLS.BackendConfig(b.ServerName, c == balancer.Asserted, alpn...))
 	if err := t.HandshakeContext(ctx); err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("TLS to %s: %w", b.Address, err)
+	}
+	r.Opened(b, c, 1)
+	return t, nil
+}
+
+// dialHTTP2 is dialTLS for HTTP/2. It notes whether the backend speaks that, and fails
+// where it does not.
+func (r *Relay) dialHTTP2(ctx context.Context, b *backend.Backend, c balancer.Credential) (*tls.Conn, error) {
+	t, err := r.dialTLS(ctx, b, c, "h2", "http/1.1")
+	if err != nil {
+		return nil, err
 	}
 	speaks := t.ConnectionState().NegotiatedProtocol == "h2"
 	if b.SpeaksHTTP2(speaks) && !speaks {
@@ -197,24 +241,24 @@ func (r *Relay) dialTLS(ctx context.Context, b *backend.Backend, c balancer.Cred
 		go r.Resettle()
 	}
 	if !speaks {
-		nc.Close()
+		r.hangUp(b, c, t)
 		return nil, fmt.Errorf("%s does not speak HTTP/2", b.Address)
 	}
-	r.Opened(b, c, 1)
 	return t, nil
 }
 
-func (r *Relay) hangUp(p *pool, t *tls.Conn) {
+// hangUp closes a connection that dialTLS has made.
+func (r *Relay) hangUp(b *backend.Backend, c balancer.Credential, t *tls.Conn) {
 	t.NetConn().Close()
-	r.Opened(p.backend, p.credential, -1)
+	r.Opened(b, c, -1)
 }
 
 // Learn finds out whether the backend speaks HTTP/2 (Suits), where it can be reached
 // at all: before the first clients come, and whenever it has come back.
 func (r *Relay) Learn(ctx context.Context, b *backend.Backend) {
-	if t, err := r.dialTLS(ctx, b, balancer.Anonymous); err == nil {
+	if t, err := r.dialHTTP2(ctx, b, balancer.Anonymous); err == nil {
 		t.Close()
-		r.Opened(b, balancer.Anonymous, -1)
+		r.hangUp(b, balancer.Anonymous, t)
 	}
 }
 
@@ -238,6 +282,11 @@ func (p *pool) tick() {
 			bc.end(errSilent)
 		case bc.pingSent.IsZero() && bc.silence(now) > after:
 			bc.ping(now)
+		}
+	}
+	for _, c := range slices.Clone(p.spare) {
+		if c.idleTooLong(now) {
+			c.end(balancer.Lost, errLeft)
 		}
 	}
 	p.serveWaiting()

@@ -25,7 +25,7 @@ func TestRedial(t *testing.T) {
 
 		var ids []uint32
 		for range 5 {
-			ids = append(ids, c.ask(true, "GET", logPath))
+			ids = append(ids, c.ask(true, "GET", logPath)) // HTTP/1.1 is for short ones
 		}
 		alice := w.client(w.pki.Alice).greet()
 		alice.ask(true, "GET", logPath)

@@ -24,6 +24,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,8 +125,11 @@ func (r *Relay) Cut(b *backend.Backend) {
 func (r *Relay) Retire() {
 	r.each(func(sh *shard) {
 		for _, p := range sh.pools {
-			for _, bc := range append([]*backendConn(nil), p.conns...) {
+			for _, bc := range slices.Clone(p.conns) {
 				bc.retire()
+			}
+			for _, c := range slices.Clone(p.http1) {
+				c.retire()
 			}
 			if p.dialing != nil {
 				p.dialing.stale = true // its handshake may be over
@@ -181,8 +185,11 @@ func (r *Relay) Close() {
 func (p *pool) cut(err error) {
 	waiting := p.waiting
 	p.waiting = nil // before anything could dial for them again
-	for _, bc := range append([]*backendConn(nil), p.conns...) {
+	for _, bc := range slices.Clone(p.conns) {
 		bc.end(err)
+	}
+	for _, c := range slices.Clone(p.http1) {
+		c.lost(err)
 	}
 	if p.dialing != nil {
 		p.dialing.dead = err

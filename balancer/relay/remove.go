@@ -38,9 +38,14 @@ func (r *Relay) eachAt(b *backend.Backend, f func(s *stream)) {
 			}
 			for _, bc := range slices.Clone(p.conns) {
 				for _, s := range bc.streams.all() {
-					if s.bc == bc { // still: f may have ended others
+					if s.via == bc { // still: f may have ended others
 						f(s)
 					}
+				}
+			}
+			for _, c := range slices.Clone(p.http1) {
+				if c.s != nil {
+					f(c.s)
 				}
 			}
 		}

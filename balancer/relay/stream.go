@@ -22,9 +22,9 @@ type lane struct {
 	queued     bool  // in the ready list of the leg that it is sent on
 	keep       bool  // what is sent is kept, to be sent again
 	refusal    bool  // it is one of ours, for which nothing runs
+	receivable int32 // bytes that the sender may still send us
+	owed       int32 // bytes that have moved on and are not credited to the sender yet
 	window     int64 // bytes that may be sent
-	receivable int   // bytes that the sender may still send us
-	owed       int   // bytes that have moved on and are not credited to the sender yet
 }
 
 // waits reports whether there is something to send.
@@ -46,6 +46,17 @@ const (
 	holdPeek          // its body tells whether the backend shuts down
 	holdWhole         // until it is whole, so that it can still come from elsewhere
 )
+
+// carrier is a connection to a backend, for the streams that are on it.
+type carrier interface {
+	// resume is called when more of the request body, or its end, waits to be sent.
+	resume(s *stream)
+	// grant lets the backend send n bytes more of the answer.
+	grant(s *stream, n int)
+	// leave takes the stream off. Where the backend has not ended it, or waits for more,
+	// it is told so with the code; codeNone: both are done.
+	leave(s *stream, c code)
+}
 
 // stream is one request and its answer, from a stream of a client connection to one
 // of a backend connection. It is small, since watches are many and live for long: what
@@ -75,8 +86,8 @@ type stream struct {
 
 	slot *backend.Slot    // nil: no backend at the moment
 	at   *backend.Backend // of the last attempt; nil: none was made
-	bc   *backendConn     // nil: on none
-	bid  uint32           // its id there
+	via  carrier          // the connection to it; nil: none
+	bid  uint32           // its id there, where that is one of HTTP/2
 
 	idle     uint8 // looks since the client last sent or took something: see stalled
 	hold     holding
@@ -180,12 +191,7 @@ func (s *stream) attempt() {
 		return
 	}
 	s.at = s.slot.Backend
-	p := sh.pool(s.slot.Backend, s.credential)
-	if bc := p.reserve(); bc != nil {
-		bc.open(s)
-		return
-	}
-	p.wait(s)
+	sh.pool(s.slot.Backend, s.credential).carry(s)
 }
 
 // failed decides what follows from an attempt that got no answer that can be used.
@@ -282,8 +288,8 @@ func (s *stream) bodyCame(p []byte) {
 		s.bodyRoom += int32(len(p))
 	}
 	s.up.add(p)
-	if s.bc != nil {
-		s.bc.enqueue(s, &s.up)
+	if s.via != nil {
+		s.via.resume(s)
 	}
 }
 
@@ -316,7 +322,7 @@ func (s *stream) uploaded(n int) {
 	if s.up.end {
 		return
 	}
-	if s.up.owed += n; s.up.owed >= clientWindow/2 && !s.cc.over && !s.cc.closing {
+	if s.up.owed += int32(n); s.up.owed >= clientWindow/2 && !s.cc.over && !s.cc.closing {
 		s.up.receivable += s.up.owed
 		s.cc.write(appendWindowUpdate(s.cc.begin(short), s.id, uint32(s.up.owed)))
 		s.up.owed = 0
@@ -333,7 +339,7 @@ func (s *stream) afterDown() {
 		s.cc.undo(s.id, codeNone)
 	}
 	c := codeCancel
-	if s.bc != nil && s.up.ended {
+	if s.via != nil && s.up.ended {
 		c = codeNone
 	}
 	s.detach(c)
@@ -346,19 +352,21 @@ func (s *stream) detach(c code) {
 	if s.ask != nil && s.ask.pool != nil {
 		s.ask.pool.forget(s)
 	}
-	bc := s.bc
-	if bc == nil {
+	via := s.via
+	if via == nil {
 		return
 	}
-	s.bc = nil
+	s.via = nil
 	s.up.queued = false
-	if c != codeNone && !bc.over {
-		bc.write(appendReset(bc.begin(short), s.bid, c))
-		if s.code == 0 {
-			bc.cooling[0]++
-		}
+	via.leave(s, c)
+}
+
+// leaveIfWhole takes the stream off a connection once both sides have ended it, while the
+// rest of its answer waits for the client: the backend does not count it any more.
+func (s *stream) leaveIfWhole(c carrier) {
+	if s.via == c && s.down.end && s.up.ended && s.hold == holdNot {
+		s.detach(codeNone)
 	}
-	bc.forget(s)
 }
 
 // finish gives back whatever the stream has, once.

@@ -322,6 +322,11 @@ func (sh *shard) unrest() string {
 		if n := len(p.waiting); n != 0 {
 			return fmt.Sprintf("%d wait for a connection to %s", n, key.backend.Name)
 		}
+		for _, c := range p.http1 {
+			if c.s != nil {
+				return "a request on a connection of HTTP/1.1 to " + key.backend.Name
+			}
+		}
 		for _, bc := range p.conns {
 			if n := bc.streams.n; n != 0 {
 				return fmt.Sprintf("%d streams at %s", n, key.backend.Name)
@@ -389,7 +394,8 @@ type kubeAPIServer struct {
 	config  *tls.Config
 
 	mu    sync.Mutex
-	fresh []*peer // connections that the test has not asked for yet
+	fresh []*peer      // connections that the test has not asked for yet
+	http1 []*http1Peer // the same over HTTP/1.1
 }
 
 func newKubeAPIServer(w *world, i int) *kubeAPIServer {
@@ -399,7 +405,7 @@ func newKubeAPIServer(w *world, i int) *kubeAPIServer {
 	}
 	a.b.SetState(health.Ready, time.Now())
 	a.b.SpeaksHTTP2(true)
-	a.config = &tls.Config{Certificates: []tls.Certificate{w.pki.Backend.Pair()}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2"}, CurvePreferences: cheap}
+	a.config = &tls.Config{Certificates: []tls.Certificate{w.pki.Backend.Pair()}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}, CurvePreferences: cheap}
 	if w.handler != nil {
 		a.handler = w.handler(w, a)
 	}
@@ -427,6 +433,7 @@ func (a *kubeAPIServer) start() {
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
+	protocols.SetHTTP1(true)
 	a.srv = &http.Server{TLSConfig: a.config.Clone(), Protocols: protocols, Handler: a.handler, DisableGeneralOptionsHandler: true,
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), MaxHeaderBytes: 1 << 20,
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250}}
@@ -450,6 +457,10 @@ func (a *kubeAPIServer) accept() {
 			t := tls.Server(c, a.config)
 			if t.Handshake() != nil {
 				c.Close()
+				return
+			}
+			if t.ConnectionState().NegotiatedProtocol == "http/1.1" {
+				a.serveHTTP1(t)
 				return
 			}
 			p := newPeer(a.w, "backend "+a.b.Name, t)
