@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"apiserver-lb/tlsconf"
@@ -41,6 +42,16 @@ func (c Credential) String() string { return credentialNames[c] }
 // anonymous (k8s.io/apiserver/pkg/endpoints/filters/authentication.go,
 // UnauthenticatedHTTP2DOSMitigation). One of HTTP/1.1 goes on.
 func (c Credential) Stranger() bool { return c == Anonymous || c == Unproven }
+
+// A stranger's request goes over HTTP/1.1 only where its body is here, whole, within
+// StrangerBodyWait, and is smaller than StrangerBodyBytes. Go's server, and so
+// kube-apiserver, answers over HTTP/1.1 once it has read what is left of a body, up to
+// 256 KiB (net/http, maxPostHandlerReadBytes): whoever withholds one would keep the
+// connection, and get no answer, which does not wait for it over HTTP/2.
+const (
+	StrangerBodyBytes = 64 << 10
+	StrangerBodyWait  = 100 * time.Millisecond
+)
 
 // FrontProxy says whether the identity of a client certificate can be asserted.
 type FrontProxy uint8

@@ -78,19 +78,11 @@ func (h *heldBody) sourceErr() error {
 	return h.srcErr
 }
 
-// What of a body is read ahead. Go's server reads as much of what a handler has left of
-// one before it sends the answer over HTTP/1.1, and ends the connection where there is more
-// (net/http, maxPostHandlerReadBytes).
-const (
-	readyBytes = 256 << 10
-	readyAfter = 100 * time.Millisecond
-)
-
-// ready reads ahead, for readyAfter at most, and reports whether the body has come to its
-// end and is smaller than readyBytes.
+// ready reads ahead, for balancer.StrangerBodyWait at most, and reports whether the body has
+// come to its end and is smaller than balancer.StrangerBodyBytes.
 func (h *heldBody) ready() bool {
 	late := false
-	timer := time.AfterFunc(readyAfter, func() {
+	timer := time.AfterFunc(balancer.StrangerBodyWait, func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		late = true
@@ -99,17 +91,15 @@ func (h *heldBody) ready() bool {
 	defer timer.Stop()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for h.srcErr == nil && !late && !h.spent && len(h.held) < min(readyBytes, h.limit) {
+	for h.srcErr == nil && !late && !h.spent && len(h.held) < min(balancer.StrangerBodyBytes, h.limit) {
 		h.ask(fillBytes)
 		h.cond.Wait()
 	}
-	return h.srcErr == io.EOF && len(h.held) < readyBytes
+	return h.srcErr == io.EOF && len(h.held) < balancer.StrangerBodyBytes
 }
 
-// whole reports whether the request, with its body, has come to its end. Over HTTP/1.1
-// nothing else of a stranger goes to a backend: who withholds the body that he announced
-// would not get the answer, which does not wait for it over HTTP/2, and would keep the
-// connection.
+// whole reports whether the request, with its body, has come to its end: over HTTP/1.1
+// nothing else of a stranger goes to a backend.
 func (x *exchange) whole() bool {
 	return x.body == nil || x.in.Header.Get("Expect") == "" && x.body.ready()
 }

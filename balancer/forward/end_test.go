@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"apiserver-lb/balancer"
 )
 
 // ways in which a backend's answer can break off in the middle.
@@ -195,13 +197,13 @@ func TestClientLeavesUpload(t *testing.T) {
 		if major == 1 {
 			r := w.raw(w.pki.Alice)
 			r.say("POST /api HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", "", "4", "half")
-			time.Sleep(2 * readyAfter)
+			time.Sleep(2 * balancer.StrangerBodyWait)
 			r.Close()
 		} else {
 			p := w.h2(nil)
 			id := p.ask(false, "POST", "/api")
 			p.data(id, false, "half")
-			time.Sleep(2 * readyAfter)
+			time.Sleep(2 * balancer.StrangerBodyWait)
 			p.reset(id, 8)
 		}
 		if err := await(w, read, "the end of the body"); err == nil {

@@ -60,14 +60,14 @@ func TestStrangersOverHTTP1(t *testing.T) {
 		{name: "anonymous", method: "GET", code: 200, want: []string{h1, h1, h1}},
 		{name: "anonymous POST", method: "POST", body: "{}", code: 200, want: []string{h1, h1, h1}},
 		{name: "bad token", method: "GET", token: "bad", code: 401, want: []string{h1, h1, h1}},
-		{name: "bad token, POST", method: "POST", body: strings.Repeat("x", readyBytes/2), token: "bad", code: 401, want: []string{h1, h1, h1}},
+		{name: "bad token, POST", method: "POST", body: strings.Repeat("x", balancer.StrangerBodyBytes/2), token: "bad", code: 401, want: []string{h1, h1, h1}},
 		{name: "bad token beside an expired certificate", method: "GET", token: "bad", code: 401, want: []string{h1, h1, h1},
 			cert: func(p *testpki.PKI) *testpki.Issued { return p.Expired }},
 		{name: "good token", method: "GET", token: "good", code: 200, want: []string{h1, "HTTP/2.0 2", "HTTP/2.0 2"}},
 		{name: "certificate", method: "POST", body: "{}", code: 200, want: []string{h2, h2, h2},
 			cert: func(p *testpki.PKI) *testpki.Issued { return p.Alice }},
 		// What may be answered before it has come: with HTTP/1.1 that would wait.
-		{name: "large body", method: "POST", body: strings.Repeat("x", readyBytes), token: "bad", code: 401,
+		{name: "large body", method: "POST", body: strings.Repeat("x", balancer.StrangerBodyBytes), token: "bad", code: 401,
 			want: []string{h2, "HTTP/2.0 2", "HTTP/2.0 3"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -343,8 +343,8 @@ func TestReady(t *testing.T) {
 		{name: "empty", src: text(0), want: true},
 		{name: "small", src: text(1000), want: true},
 		{name: "byte by byte", src: iotest.OneByteReader(text(1000)), want: true},
-		{name: "just small enough", src: text(readyBytes - 1), want: true},
-		{name: "too large", src: text(2 * readyBytes), most: readyBytes},
+		{name: "just small enough", src: text(balancer.StrangerBodyBytes - 1), want: true},
+		{name: "too large", src: text(2 * balancer.StrangerBodyBytes), most: balancer.StrangerBodyBytes},
 		{name: "larger than may be held", src: text(100_000), limit: 1000, most: fillBytes},
 		{name: "no room", src: text(100_000), room: 10, most: fillBytes},
 		{name: "broken", src: iotest.TimeoutReader(iotest.OneByteReader(text(1000)))},
@@ -374,7 +374,7 @@ func TestReady(t *testing.T) {
 			h := newHeldBody(from, 3<<20, plenty)
 			go io.WriteString(to, "begun ")
 			begun := time.Now()
-			if h.ready() || time.Since(begun) != readyAfter {
+			if h.ready() || time.Since(begun) != balancer.StrangerBodyWait {
 				t.Errorf("it was ready, or known not to be after %v", time.Since(begun))
 			}
 			go func() {

@@ -47,6 +47,7 @@ func differential(t *testing.T, ends bool) {
 				a, b := exchange(w, direct, s, fmt.Sprintf("direct-%d", i)), exchange(w, through, s, fmt.Sprintf("through-%d", i))
 				// Where an answer breaks off that was held, the client sees none of it; a
 				// watch ends cleanly.
+				a.Interim = min(a.Interim, b.Interim) // they stay behind where much waits for the client
 				if ends { // net/http has bodies of a known length at other sizes
 					a.lengthless()
 					b.lengthless()
@@ -214,7 +215,7 @@ func (o *oracle) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		if rnd.IntN(3) == 0 {
 			flusher.Flush()
 		}
-		if breaks && !first {
+		if breaks && !first && body != "" { // of a known length, it would be whole over HTTP/1.1
 			panic(http.ErrAbortHandler)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/relay/hpack"
 	"apiserver-lb/health"
 )
@@ -138,15 +139,14 @@ func TestStrangersHTTP1(t *testing.T) {
 		c := w.afterGoAway()
 		id := c.ask(false, "POST", "/api/v1/pods?x=%20y", badToken, "cookie: a=1", "x-a: b", "cookie: c=2", "content-length: 5", "te: trailers", "x-remote-user: admin")
 		b := w.apis[0].acceptedHTTP1()
+		c.data(id, false, "he")
+		b.want("") // it goes when it is whole
+		c.data(id, true, "llo")
 		b.want("POST /api/v1/pods?x=%20y HTTP/1.1\r\nhost: balancer.example\r\n" + badToken + "\r\nx-a: b\r\n" +
-			"x-forwarded-for: " + clientIP + "\r\naudit-id: audit-2\r\ncookie: a=1; c=2\r\ncontent-length: 5\r\n\r\n")
+			"x-forwarded-for: " + clientIP + "\r\naudit-id: audit-2\r\ncookie: a=1; c=2\r\ncontent-length: 5\r\n\r\nhello")
 		if certificates := b.conn.ConnectionState().PeerCertificates; len(certificates) != 0 {
 			w.Errorf("a stranger's connection bears the certificate of %s", certificates[0].Subject)
 		}
-		c.data(id, false, "he")
-		b.want("he")
-		c.data(id, true, "llo")
-		b.want("llo")
 		b.say(unauthorized)
 		c.wantUnauthorized(id)
 
@@ -225,9 +225,9 @@ func TestUnfitForHTTP1(t *testing.T) {
 		{"a read", "/", true, nil, true},
 		{"an empty value", "/", true, []string{"x-a: "}, true},
 		{"no body, and it says so", "/", true, []string{"content-length: 0"}, true},
-		{"a small body", "/", false, []string{"content-length: 65536"}, true},
+		{"a small body", "/", false, []string{"content-length: 65535"}, true},
 		{"two slashes", "//x", true, nil, true},
-		{"a large body", "/", false, []string{"content-length: 65537"}, false},
+		{"a large body", "/", false, []string{"content-length: 65536"}, false},
 		{"a body of unknown length", "/", false, nil, false},
 		{"a watch", "/api/v1/pods?watch=1", true, nil, false},
 		{"expect", "/", false, []string{"content-length: 1", "expect: 100-continue"}, false},
@@ -239,6 +239,9 @@ func TestUnfitForHTTP1(t *testing.T) {
 			run(t, setup{}, func(w *world) {
 				c := w.afterGoAway()
 				id := c.ask(tt.end, "GET", tt.path, append([]string{badToken}, tt.fields...)...)
+				if !tt.end {
+					c.data(id, tt.http1, strings.Repeat("x", declared(tt.fields)))
+				}
 				time.Sleep(redialAfter)
 				if tt.http1 {
 					if b := w.apis[0].acceptedHTTP1(); tt.end {
@@ -252,6 +255,14 @@ func TestUnfitForHTTP1(t *testing.T) {
 			})
 		})
 	}
+}
+
+// declared is the length of a body that the fields announce.
+func declared(fields []string) (n int) {
+	for _, f := range fields {
+		fmt.Sscanf(f, "content-length: %d", &n)
+	}
+	return n
 }
 
 // TestHTTP1Connections are bounded, and beyond that there is HTTP/2.
@@ -376,18 +387,36 @@ func TestHTTP1GivenUp(t *testing.T) {
 		synctest.Wait()
 		open()
 		w.apis[0].wantNoConn()
-		// An answer that comes before the body has.
+		// While its body is waited for.
 		id = c.ask(false, "POST", "/", badToken, "content-length: 5")
 		b := w.apis[0].acceptedHTTP1()
-		b.say(unauthorized)
-		c.wantUnauthorized(id)
+		c.reset(id, http2.ErrCodeCancel)
+		b.wantEnd()
+	})
+}
+
+// TestHTTP1Withheld: a request whose body does not come goes over HTTP/2, where the answer
+// does not wait for that; and the connection carries others.
+func TestHTTP1Withheld(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		c := w.afterGoAway()
+		id := c.ask(false, "POST", "/", badToken, "content-length: 5")
+		c.data(id, false, "hell")
+		b := w.apis[0].acceptedHTTP1()
+		time.Sleep(balancer.StrangerBodyWait - time.Nanosecond)
+		w.apis[0].wantNoConn()
+		time.Sleep(redialAfter)
+		h2 := w.apis[0].accepted()
+		h2.wantRequest(false, "POST", "/")
+		h2.wantData(1, false, "hell")
+		h2.headers(1, true, ":status: 401")
+		c.wantStatus(id, true, 401)
 		c.wantRST(id, http2.ErrCodeNo)
-		synctest.Wait()
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.err == nil {
-			w.Error("the connection is still open")
-		}
+		next := c.ask(true, "GET", "/", badToken)
+		b.wantRequest("GET /")
+		b.say(unauthorized)
+		c.wantUnauthorized(next)
+		w.apis[0].wantNoConn()
 	})
 }
 
@@ -567,10 +596,8 @@ func TestHTTP1AnswerFirst(t *testing.T) {
 		c := w.afterGoAway()
 		id := c.ask(false, "POST", "/", badToken, "content-length: 5")
 		b := w.apis[0].acceptedHTTP1()
-		c.data(id, false, "hell")
-		synctest.Wait()
 		open := last.shut()
-		c.data(id, true, "o")
+		c.data(id, true, "hello")
 		synctest.Wait()
 		b.say(unauthorized)
 		c.wantUnauthorized(id)
@@ -583,7 +610,7 @@ func TestHTTP1AnswerFirst(t *testing.T) {
 		next := c.ask(true, "GET", "/2", badToken)
 		synctest.Wait()
 		b.mu.Lock()
-		_, heard, _ := strings.Cut(b.heard.String(), "\r\n\r\n")
+		_, heard, _ := strings.Cut(b.heard.String(), "\r\n\r\n") // behind the head of the first
 		b.mu.Unlock()
 		if !strings.HasPrefix(heard, "helloGET /2 HTTP/1.1\r\n") {
 			w.Fatalf("after the head comes %q", heard)
