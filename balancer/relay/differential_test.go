@@ -48,7 +48,7 @@ func differential(t *testing.T, ends bool) {
 				// Where an answer breaks off that was held, the client sees none of it; a
 				// watch ends cleanly.
 				a.Interim = min(a.Interim, b.Interim) // they stay behind where much waits for the client
-				if ends { // net/http has bodies of a known length at other sizes
+				if ends {                             // net/http has bodies of a known length at other sizes
 					a.lengthless()
 					b.lengthless()
 				}

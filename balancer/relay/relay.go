@@ -8,6 +8,7 @@
 //	clientConn.headers     parseRequest -> stream.begin: Decide, Admit, and the head for the backend
 //	stream.attempt         Pick; a connection of the pool, or wait for one to be dialled
 //	backendConn.open       HEADERS to the backend; the body follows from stream.up
+//	http1Conn.send         or, of those who are not known yet, all of it over HTTP/1.1
 //	backendConn.headers    parseAnswer -> stream.answerCame: held for a moment, or sendHead
 //	stream.dataCame        DATA, at once or from stream.down as the windows allow
 //	stream.failed          after a failed attempt: Again, or what to say
