@@ -198,7 +198,7 @@ func (c *http1Conn) readAnswer(s *stream, method string) error {
 			return errUnasked
 		}
 		var err error
-		if res, err = http.ReadResponse(c.read, &http.Request{Method: method}); err != nil {
+		if res, err = http.ReadResponse(c.read, &http.Request{Method: method}); err != nil { //nolint:bodyclose // it is read to its end, or the connection is ended
 			return fmt.Errorf("the head of the answer: %w", err)
 		}
 		whole = res.Body == http.NoBody

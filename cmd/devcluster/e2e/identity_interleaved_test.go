@@ -202,7 +202,7 @@ func TestGoodTokenAmongBad(t *testing.T) {
 		{"through", "HTTP/2.0", []string{lb.URL}, false, 3, 500},
 		{"through, HTTP/1.1", "HTTP/1.1", []string{lb.URL}, false, 3, 500},
 		{"through, limited", "HTTP/2.0", []string{own.URL}, true, 3, 300},
-		{"directly", "HTTP/2.0", direct, false, 1, 100}, // it takes long, and is for comparison
+		{"directly", "HTTP/2.0", direct, false, 1, 50}, // it takes long, and is for comparison
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var rounds []amongBad
