@@ -38,11 +38,20 @@ type http1Conn struct {
 	s        *stream // whose request it carries; nil: it is idle
 	method   string  // of that
 	writing  bool    // it has not been written
-	answered bool    // all of its answer has come
-	spent    bool    // no other request follows
+	progress progress
+	spent    bool // no other request follows
 	over     bool
 	idleAt   time.Time // when the last request ended
 }
+
+// progress is how far the last request of a connection has come.
+type progress uint8
+
+const (
+	unsent   progress = iota // nothing of it has gone to the backend
+	sent                     // it is being written, or has been
+	answered                 // all of its answer has come
+)
 
 var errUnasked = errors.New("the kube-apiserver says what it was not asked for")
 
@@ -63,7 +72,7 @@ func (p *pool) carryHTTP1(s *stream) bool {
 		return false
 	}
 	head := appendHTTP1(nil, s.ask.head, p.backend.Address, s.declared())
-	c.s, c.method, c.writing, c.answered = s, s.ask.method, true, false
+	c.s, c.method, c.writing, c.progress = s, s.ask.method, true, unsent
 	s.via, s.bid = c, 0
 	s.down.receivable = backendWindow
 	if c.tls != nil {
@@ -138,7 +147,7 @@ func (c *http1Conn) request(s *stream, head []byte) []byte {
 			return nil
 		case s.up.end:
 			out := append(head, s.up.buf.take()...)
-			s.up.ended = true
+			s.up.ended, c.progress = true, sent
 			s.sentUp()
 			sh.unlockAndFlush()
 			return out
@@ -173,11 +182,9 @@ func (c *http1Conn) readAll() error {
 		}
 		sh.lock()
 		s, method := c.s, c.method
-		if c.answered {
-			s = nil
-		}
+		asked := s != nil && c.progress == sent
 		sh.mu.Unlock()
-		if s == nil {
+		if !asked {
 			return errUnasked
 		}
 		if err := c.readAnswer(s, method); err != nil {
@@ -302,8 +309,10 @@ func (c *http1Conn) dataCame(s *stream, p []byte, res *http.Response, whole bool
 
 // wholeCame notes whether all of the answer has come. What follows it was not asked for.
 func (c *http1Conn) wholeCame(whole bool) {
-	c.answered = whole
-	c.spent = c.spent || whole && c.read.Buffered() > 0
+	if whole {
+		c.progress = answered
+		c.spent = c.spent || c.read.Buffered() > 0
+	}
 }
 
 func (c *http1Conn) resume(*stream) { tell(c.moreBody) }
@@ -321,7 +330,7 @@ func tell(c chan struct{}) {
 // otherwise: HTTP/1.1 has no other way to give a request up.
 func (c *http1Conn) leave(_ *stream, how code) {
 	c.s = nil
-	if how != codeNone || !c.answered {
+	if how != codeNone || c.progress != answered {
 		c.end(balancer.Lost, errLeft)
 		return
 	}
@@ -368,10 +377,14 @@ func (c *http1Conn) end(e balancer.Event, err error) {
 	c.over = true
 	close(c.done)
 	c.cancel()
+	switch {
+	case c.tls == nil:
+		e = balancer.DialFailed
+	case c.progress == unsent:
+		e = balancer.Refused
+	}
 	if c.tls != nil {
 		c.tls.NetConn().Close()
-	} else {
-		e = balancer.DialFailed
 	}
 	p := c.pool
 	is := func(other *http1Conn) bool { return other == c }

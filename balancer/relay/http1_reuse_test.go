@@ -1,0 +1,48 @@
+package relay
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+// TestHTTP1Unasked: what comes before anything of a request has gone is not its answer. The
+// request is sent again, whatever its method.
+func TestHTTP1Unasked(t *testing.T) {
+	for name, do := range map[string]func(b *http1Peer){
+		"an answer": func(b *http1Peer) { b.say(unauthorized) },
+		"a long answer": func(b *http1Peer) {
+			b.say(strings.Replace(unauthorized, "3\r\n\r\nbad", "5000\r\n\r\n"+strings.Repeat("x", 5000), 1))
+		},
+		"the beginning of one": func(b *http1Peer) {
+			b.say("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhe")
+		},
+		"the end": func(b *http1Peer) { b.conn.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, setup{}, func(w *world) {
+				c := w.afterGoAway()
+				c.settings(initialWindow(0)) // an answer would wait here
+				c.wantSettingsAck()
+				id := c.ask(false, "POST", "/", badToken, "content-length: 5")
+				b := w.apis[0].acceptedHTTP1()
+				do(b)
+				b.wantEnd()
+				b = w.apis[0].acceptedHTTP1()
+				c.data(id, true, "hello")
+				synctest.Wait()
+				b.mu.Lock()
+				heard := b.heard.String()
+				b.mu.Unlock()
+				if !strings.HasSuffix(heard, "\r\n\r\nhello") {
+					w.Errorf("the backend hears %q", heard)
+				}
+				b.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+				c.wantStatus(id, true, 200)
+				if v := w.verdicts(); len(v) != 0 {
+					w.Errorf("health heard %q", v)
+				}
+			})
+		})
+	}
+}
