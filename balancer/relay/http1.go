@@ -56,7 +56,7 @@ const (
 var errUnasked = errors.New("the kube-apiserver says what it was not asked for")
 
 // carryHTTP1 sends the request on an idle connection, or on one that it dials; false:
-// there are as many as there may be.
+// there are as many as there may be, or they have been dialled too often of late.
 func (p *pool) carryHTTP1(s *stream) bool {
 	var c *http1Conn
 	switch {
@@ -65,7 +65,7 @@ func (p *pool) carryHTTP1(s *stream) bool {
 	case len(p.spare) > 0:
 		c = p.spare[len(p.spare)-1]
 		p.spare = p.spare[:len(p.spare)-1]
-	case len(p.http1) < maxHTTP1Conns:
+	case len(p.http1) < maxHTTP1Conns && p.dials.Spend(1, http1Dials, p.sh.now):
 		c = &http1Conn{pool: p, done: make(chan struct{}), moreBody: make(chan struct{}, 1), moreRoom: make(chan struct{}, 1)}
 		p.http1 = append(p.http1, c)
 	default:
@@ -87,6 +87,10 @@ func (p *pool) carryHTTP1(s *stream) bool {
 
 // maxHTTP1Conns is how many connections of HTTP/1.1 a pool has at most.
 const maxHTTP1Conns = 32
+
+// http1Dials bounds how often they are dialled, in the end as those of HTTP/2 are: a request
+// that is taken back costs a connection, and must not cost a backend a handshake each time.
+var http1Dials = balancer.Refill{Burst: maxHTTP1Conns, Rate: float64(time.Second / redialAfter)}
 
 // connect dials, sends the first request, and reads what comes on the connection.
 func (c *http1Conn) connect(ctx context.Context, s *stream, head []byte) {

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+
+	"golang.org/x/net/http2"
 )
 
 // TestHTTP1Unasked: what comes before anything of a request has gone is not its answer. The
@@ -45,4 +47,24 @@ func TestHTTP1Unasked(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestHTTP1Handshakes: a client that takes its requests back makes no more handshakes with
+// a backend than connections of HTTP/2 would cost it.
+func TestHTTP1Handshakes(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		c := w.afterGoAway()
+		for range 400 {
+			id := c.ask(true, "GET", "/", badToken)
+			synctest.Wait()
+			c.reset(id, http2.ErrCodeCancel)
+			synctest.Wait()
+		}
+		w.apis[0].mu.Lock()
+		n := len(w.apis[0].http1)
+		w.apis[0].mu.Unlock()
+		if n > maxHTTP1Conns {
+			w.Errorf("%d handshakes at once, want %d at most", n, maxHTTP1Conns)
+		}
+	})
 }

@@ -22,11 +22,12 @@ type pool struct {
 	// Guarded by sh.mu.
 	conns    []*backendConn
 	waiting  []*stream
-	dialing  *dialing     // the dial under way; nil: none
-	dialled  time.Time    // when the last one began
-	wentAway time.Time    // when a connection got GOAWAY last
-	http1    []*http1Conn // those of HTTP/1.1, or that will be
-	spare    []*http1Conn // the idle ones among them
+	dialing  *dialing        // the dial under way; nil: none
+	dialled  time.Time       // when the last one began
+	wentAway time.Time       // when a connection got GOAWAY last
+	http1    []*http1Conn    // those of HTTP/1.1, or that will be
+	spare    []*http1Conn    // the idle ones among them
+	dials    balancer.Bucket // of HTTP/1.1: see http1Dials
 }
 
 type dialing struct {
