@@ -344,12 +344,12 @@ func (c *http1Conn) leave(_ *stream, how code) {
 // rest makes a connection without a request one for others, once the last one has been
 // written: an answer may come before.
 func (c *http1Conn) rest() {
+	c.idleAt = c.pool.sh.now
 	switch {
 	case c.over || c.writing:
 	case c.spent:
 		c.end(balancer.Lost, errLeft)
 	default:
-		c.idleAt = c.pool.sh.now
 		c.pool.spare = append(c.pool.spare, c)
 	}
 }
@@ -400,7 +400,8 @@ func (c *http1Conn) end(e balancer.Event, err error) {
 }
 
 // idleTooLong reports whether the connection has had no request for a while. It is ended
-// long before kube-apiserver would: what is sent at that moment is lost.
+// long before kube-apiserver would: what is sent at that moment is lost. One whose last
+// request the backend has answered and does not read ends as well.
 func (c *http1Conn) idleTooLong(now time.Time) bool {
 	return c.s == nil && now.Sub(c.idleAt) >= surplusAfter
 }

@@ -1,9 +1,12 @@
 package relay
 
 import (
+	"context"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -66,5 +69,32 @@ func TestHTTP1Handshakes(t *testing.T) {
 		if n > maxHTTP1Conns {
 			w.Errorf("%d handshakes at once, want %d at most", n, maxHTTP1Conns)
 		}
+	})
+}
+
+// TestHTTP1NeverRead: a connection whose request the backend has answered and does not read
+// ends in the end.
+func TestHTTP1NeverRead(t *testing.T) {
+	var last *gatedConn // that was dialled
+	run(t, setup{options: func(o *Options) {
+		dial := o.Dial
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			last = &gatedConn{Conn: c}
+			last.shut()()
+			return last, err
+		}
+	}}, func(w *world) {
+		c := w.afterGoAway()
+		id := c.ask(false, "POST", "/", badToken, "content-length: 5")
+		b := w.apis[0].acceptedHTTP1()
+		open := last.shut()
+		defer open()
+		c.data(id, true, "hello")
+		synctest.Wait()
+		b.say(unauthorized)
+		c.wantUnauthorized(id)
+		time.Sleep(surplusAfter + 2*tickEvery)
+		b.wantEnd()
 	})
 }

@@ -285,7 +285,7 @@ func (p *pool) tick() {
 			bc.ping(now)
 		}
 	}
-	for _, c := range slices.Clone(p.spare) {
+	for _, c := range slices.Clone(p.http1) {
 		if c.idleTooLong(now) {
 			c.end(balancer.Lost, errLeft)
 		}
