@@ -373,7 +373,8 @@ func (c *http1Conn) lost(err error) {
 	c.end(e, err)
 }
 
-// end takes the connection out of use, once, and tells its stream.
+// end takes the connection out of use, once, and tells its stream. Its reader finds out, and
+// closes it.
 func (c *http1Conn) end(e balancer.Event, err error) {
 	if c.over {
 		return
@@ -388,7 +389,7 @@ func (c *http1Conn) end(e balancer.Event, err error) {
 		e = balancer.Refused
 	}
 	if c.tls != nil {
-		c.tls.NetConn().Close()
+		c.pool.sh.doomed = append(c.pool.sh.doomed, c.tls.NetConn().(*Sock))
 	}
 	p := c.pool
 	is := func(other *http1Conn) bool { return other == c }

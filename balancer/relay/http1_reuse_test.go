@@ -3,7 +3,9 @@ package relay
 import (
 	"context"
 	"net"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,5 +98,49 @@ func TestHTTP1NeverRead(t *testing.T) {
 		c.wantUnauthorized(id)
 		time.Sleep(surplusAfter + 2*tickEvery)
 		b.wantEnd()
+	})
+}
+
+// closeConn tells when it is closed.
+type closeConn struct {
+	net.Conn
+	closing func()
+}
+
+func (c *closeConn) Close() error {
+	c.closing()
+	return c.Conn.Close()
+}
+
+// TestHTTP1Close: no system call is made under a shard's lock.
+func TestHTTP1Close(t *testing.T) {
+	var locked atomic.Bool
+	var sh atomic.Pointer[shard]
+	run(t, setup{options: func(o *Options) {
+		dial := o.Dial
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			return &closeConn{c, func() {
+				for range 1000 {
+					if mu := &sh.Load().mu; mu.TryLock() {
+						mu.Unlock()
+						return
+					}
+					runtime.Gosched()
+				}
+				locked.Store(true)
+			}}, err
+		}
+	}}, func(w *world) {
+		sh.Store(w.relay.shards[0])
+		c := w.afterGoAway()
+		id := c.ask(true, "GET", "/", badToken)
+		b := w.apis[0].acceptedHTTP1()
+		b.wantRequest("GET /")
+		c.reset(id, http2.ErrCodeCancel)
+		b.wantEnd()
+		if locked.Load() {
+			w.Error("a connection is closed under the lock")
+		}
 	})
 }
