@@ -106,6 +106,9 @@ func (c *http1Conn) connect(ctx context.Context, s *stream, head []byte) {
 	c.tls = t
 	c.in = io.LimitedReader{R: t}
 	c.read = bufio.NewReaderSize(&c.in, smallBuffer)
+	if c.spent && c.s != nil { // certificates have changed meanwhile
+		c.pool.carry(c.release())
+	}
 	over := c.over
 	sh.unlockAndFlush()
 	if over {
@@ -156,9 +159,7 @@ func (c *http1Conn) request(s *stream, head []byte) []byte {
 			sh.unlockAndFlush()
 			return out
 		case !wait:
-			c.s, s.via, c.writing = nil, nil, false
-			c.rest()
-			c.pool.carryHTTP2(s)
+			c.pool.carryHTTP2(c.release())
 			sh.unlockAndFlush()
 			return nil
 		}
@@ -174,6 +175,14 @@ func (c *http1Conn) request(s *stream, head []byte) []byte {
 			return nil
 		}
 	}
+}
+
+// release takes the stream off a connection to which nothing of its request has gone.
+func (c *http1Conn) release() *stream {
+	s := c.s
+	c.s, s.via, c.writing = nil, nil, false
+	c.rest()
+	return s
 }
 
 // readAll reads answers until the connection ends, and returns why.

@@ -144,3 +144,21 @@ func TestHTTP1Close(t *testing.T) {
 		}
 	})
 }
+
+// TestHTTP1Retired: a connection that was being dialled when certificates changed carries
+// nothing.
+func TestHTTP1Retired(t *testing.T) {
+	run(t, setup{}, func(w *world) {
+		c := w.afterGoAway()
+		open := w.net.Gate(w.apis[0].b.Address)
+		id := c.ask(true, "GET", "/", badToken)
+		synctest.Wait()
+		w.relay.Retire()
+		open()
+		w.apis[0].acceptedHTTP1().wantEnd()
+		b := w.apis[0].acceptedHTTP1()
+		b.wantRequest("GET /")
+		b.say(unauthorized)
+		c.wantUnauthorized(id)
+	})
+}
