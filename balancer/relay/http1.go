@@ -269,7 +269,6 @@ func (c *http1Conn) headCame(s *stream, res *http.Response, whole bool) error {
 	c.spent = c.spent || res.Close
 	c.wholeCame(whole)
 	s.answerCame(&h, whole)
-	s.leaveIfWhole(c)
 	return nil
 }
 

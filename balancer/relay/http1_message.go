@@ -17,7 +17,7 @@ import (
 func (s *stream) suitsHTTP1() bool {
 	body := !s.up.end || s.up.buf.waiting() > 0
 	switch {
-	case s.class != balancer.Short, s.ask.decision.DialRetryOnly(), // whose backends may want to hear and talk at once
+	case s.class != balancer.Short, // what hears and talks at once among them
 		body && s.declared() < 0, s.declared() >= balancer.StrangerBodyBytes,
 		listSize(s.ask.head) > maxHTTP1Head:
 		return false
