@@ -230,6 +230,8 @@ func TestUnfitForHTTP1(t *testing.T) {
 		{"a large body", "/", false, []string{"content-length: 65536"}, false},
 		{"a body of unknown length", "/", false, nil, false},
 		{"a watch", "/api/v1/pods?watch=1", true, nil, false},
+		{"a proxy", "/api/v1/namespaces/a/pods/b/proxy/", true, nil, false},
+		{"a connection to a pod", "/api/v1/namespaces/a/pods/b/portforward", true, nil, false},
 		{"expect", "/", false, []string{"content-length: 1", "expect: 100-continue"}, false},
 		{"a space before a value", "/", true, []string{"impersonate-user:  admin"}, false},
 		{"a tab behind a value", "/", true, []string{"impersonate-group: admins\t"}, false},
@@ -321,6 +323,7 @@ func TestHTTP1Lost(t *testing.T) {
 			b.say("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
 			b.conn.Close()
 		}, true, "a connection_lost"},
+		{"trailers that are of connections", "GET", func(_ *world, b *http1Peer) { b.say(badTrailer) }, true, "a connection_lost"},
 		{"the backend dies", "GET", func(w *world, b *http1Peer) {
 			w.apis[0].b.SetState(health.Dead, time.Now())
 			w.relay.Cut(w.apis[0].b)
@@ -329,6 +332,10 @@ func TestHTTP1Lost(t *testing.T) {
 		{"the backend shuts down", "GET", func(_ *world, b *http1Peer) {
 			const body = "The apiserver is shutting down, please try again later.\n"
 			b.say(fmt.Sprintf("HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+		}, true, "a shutdown_announced"},
+		{"the backend shuts down at length", "GET", func(_ *world, b *http1Peer) {
+			body := "The apiserver is shutting down, please try again later.\n" + strings.Repeat(" ", balancer.ShutdownBodyBytes)
+			b.say(fmt.Sprintf("HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\nX-T: 1\r\n\r\n", len(body), body))
 		}, true, "a shutdown_announced"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -363,6 +370,8 @@ func TestHTTP1Lost(t *testing.T) {
 		})
 	}
 }
+
+const badTrailer = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nUpgrade: x\r\n\r\n"
 
 // TestHTTP1GivenUp: a request that is taken back, or that nobody has to answer any more,
 // ends its connection.
@@ -576,7 +585,7 @@ func (c *gatedConn) shut() (open func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.gate = make(chan struct{})
-	return func() { close(c.gate) }
+	return sync.OnceFunc(func() { close(c.gate) })
 }
 
 // TestHTTP1AnswerFirst: an answer may come before the last byte of the request has been
@@ -597,6 +606,7 @@ func TestHTTP1AnswerFirst(t *testing.T) {
 		id := c.ask(false, "POST", "/", badToken, "content-length: 5")
 		b := w.apis[0].acceptedHTTP1()
 		open := last.shut()
+		defer open()
 		c.data(id, true, "hello")
 		synctest.Wait()
 		b.say(unauthorized)
