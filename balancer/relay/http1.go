@@ -88,9 +88,9 @@ func (p *pool) carryHTTP1(s *stream) bool {
 // maxHTTP1Conns is how many connections of HTTP/1.1 a pool has at most.
 const maxHTTP1Conns = 32
 
-// http1Dials bounds how often they are dialled, in the end as those of HTTP/2 are: a request
-// that is taken back costs a connection, and must not cost a backend a handshake each time.
-var http1Dials = balancer.Refill{Burst: maxHTTP1Conns, Rate: float64(time.Second / redialAfter)}
+// http1Dials bounds how often they are dialled: each once a second, on the average. A request
+// that is taken back costs a connection, and must not cost the backend a handshake each time.
+var http1Dials = balancer.Refill{Burst: maxHTTP1Conns, Rate: maxHTTP1Conns}
 
 // connect dials, sends the first request, and reads what comes on the connection.
 func (c *http1Conn) connect(ctx context.Context, s *stream, head []byte) {
