@@ -2,10 +2,14 @@ package relay
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -125,5 +129,48 @@ func TestHTTP1Credit(t *testing.T) {
 		for _, id := range ids {
 			c.reset(id, http2.ErrCodeCancel)
 		}
+	})
+}
+
+// deafConn is a connection on which writing fails once broken is set.
+type deafConn struct {
+	net.Conn
+	broken *atomic.Bool
+}
+
+func (c *deafConn) Write(p []byte) (int, error) {
+	if c.broken.Load() {
+		return 0, syscall.EPIPE
+	}
+	return c.Conn.Write(p)
+}
+
+// TestHTTP1WriteFails: a request that cannot be written goes elsewhere, also where the
+// backend's own side still stands.
+func TestHTTP1WriteFails(t *testing.T) {
+	var broken atomic.Bool
+	run(t, setup{backends: 2, options: func(o *Options) {
+		dial := o.Dial
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			if strings.HasPrefix(address, "10.0.0.1:") {
+				c = &deafConn{c, &broken}
+			}
+			return c, err
+		}
+	}}, func(w *world) {
+		w.prefer(0)
+		c := w.afterGoAway()
+		id := c.ask(true, "GET", "/", badToken)
+		b := w.apis[0].acceptedHTTP1()
+		b.wantRequest("GET /")
+		b.say(unauthorized)
+		c.wantUnauthorized(id)
+		broken.Store(true)
+		id = c.ask(true, "GET", "/", badToken)
+		b.wantEnd()
+		b2 := w.apis[1].accepted()
+		b2.wantRequest(true, "GET", "/")
+		b2.finish(1, c, id)
 	})
 }
