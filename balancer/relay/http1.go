@@ -257,7 +257,11 @@ func (c *http1Conn) headCame(s *stream, res *http.Response, whole bool) error {
 		return errLeft
 	}
 	c.pool.backend.Answered(sh.now)
-	sh.fields = appendAnswer(sh.fields[:0], res)
+	fields := appendAnswer(sh.fields[:0], res)
+	if len(fields) > maxFields {
+		return errors.New("the head of the answer is too large")
+	}
+	sh.fields = fields
 	h, problem := parseAnswer(sh.fields)
 	if problem != "" {
 		return errors.New("the head of the answer has " + problem)

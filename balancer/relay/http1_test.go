@@ -316,6 +316,9 @@ func TestHTTP1Lost(t *testing.T) {
 		{"a head without an end", "GET", func(_ *world, b *http1Peer) {
 			b.say("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", maxAnswerHead))
 		}, true, "a connection_lost"},
+		{"more fields than there may be", "GET", func(_ *world, b *http1Peer) {
+			b.say("HTTP/1.1 200 OK\r\n" + strings.Repeat("X: x\r\n", maxFields) + "\r\n")
+		}, true, "a connection_lost"},
 		{"answers that are not final, again and again", "GET", func(_ *world, b *http1Peer) {
 			b.say(strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", maxInterim+1))
 		}, true, "a connection_lost"},
