@@ -6,7 +6,6 @@ import (
 
 	"apiserver-lb/balancer"
 	"apiserver-lb/balancer/relay/hpack"
-	"apiserver-lb/health"
 )
 
 const (
@@ -324,8 +323,8 @@ func (bc *backendConn) ended(err error) {
 			break
 		}
 	}
-	e := balancer.Lost
-	if errors.Is(err, errSilent) || p.backend.State() == health.Dead {
+	e := p.loss()
+	if errors.Is(err, errSilent) {
 		e = balancer.Died
 	}
 	if err == nil {

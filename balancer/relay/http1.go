@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"apiserver-lb/balancer"
-	"apiserver-lb/health"
 )
 
 // http1Conn is a connection to a backend over HTTP/1.1, for one request at a time of those
@@ -71,17 +70,16 @@ func (p *pool) carryHTTP1(s *stream) bool {
 	default:
 		return false
 	}
-	head := appendHTTP1(nil, s.ask.head, p.backend.Address, s.declared())
 	c.s, c.method, c.writing, c.progress = s, s.ask.method, true, unsent
 	s.via, s.bid = c, 0
 	s.down.receivable = backendWindow
 	if c.tls != nil {
-		go c.send(s, head)
+		go c.send(s)
 		return true
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
-	go c.connect(ctx, s, head)
+	go c.connect(ctx, s)
 	return true
 }
 
@@ -93,7 +91,7 @@ const maxHTTP1Conns = 32
 var http1Dials = balancer.Refill{Burst: maxHTTP1Conns, Rate: maxHTTP1Conns}
 
 // connect dials, sends the first request, and reads what comes on the connection.
-func (c *http1Conn) connect(ctx context.Context, s *stream, head []byte) {
+func (c *http1Conn) connect(ctx context.Context, s *stream) {
 	defer c.cancel()
 	sh := c.pool.sh
 	t, err := sh.r.dialTLS(ctx, c.pool.backend, c.pool.credential, "http/1.1")
@@ -115,7 +113,7 @@ func (c *http1Conn) connect(ctx context.Context, s *stream, head []byte) {
 		sh.r.hangUp(c.pool.backend, c.pool.credential, t)
 		return
 	}
-	go c.send(s, head)
+	go c.send(s)
 	err = c.readAll()
 	sh.lock()
 	c.lost(err)
@@ -124,8 +122,8 @@ func (c *http1Conn) connect(ctx context.Context, s *stream, head []byte) {
 }
 
 // send writes a request once all of it is here.
-func (c *http1Conn) send(s *stream, head []byte) {
-	out := c.request(s, head)
+func (c *http1Conn) send(s *stream) {
+	out := c.request(s)
 	if out == nil {
 		return
 	}
@@ -143,7 +141,7 @@ func (c *http1Conn) send(s *stream, head []byte) {
 
 // request returns the whole request; nil: the stream has left. One whose body does not come
 // soon goes over HTTP/2 instead.
-func (c *http1Conn) request(s *stream, head []byte) []byte {
+func (c *http1Conn) request(s *stream) []byte {
 	sh := c.pool.sh
 	var late <-chan time.Time
 	for wait := true; ; {
@@ -153,7 +151,8 @@ func (c *http1Conn) request(s *stream, head []byte) []byte {
 			sh.mu.Unlock()
 			return nil
 		case s.up.end:
-			out := append(head, s.up.buf.take()...)
+			out := appendHTTP1(nil, s.ask.head, c.pool.backend.Address, s.declared())
+			out = append(out, s.up.buf.take()...)
 			s.up.ended, c.progress = true, sent
 			s.sentUp()
 			sh.unlockAndFlush()
@@ -375,10 +374,7 @@ func (c *http1Conn) retire() {
 
 // lost is the end of a connection whose reading has ended so.
 func (c *http1Conn) lost(err error) {
-	e := balancer.Lost
-	if c.pool.backend.State() == health.Dead {
-		e = balancer.Died
-	}
+	e := c.pool.loss()
 	if !c.over && !expected(err) {
 		c.pool.ended(err)
 	}

@@ -205,6 +205,14 @@ func (p *pool) connect(ctx context.Context, d *dialing, rest time.Duration) {
 	}
 }
 
+// loss is what the end of a connection is to the requests on it.
+func (p *pool) loss() balancer.Event {
+	if p.backend.State() == health.Dead {
+		return balancer.Died
+	}
+	return balancer.Lost
+}
+
 // ended says why a connection has.
 func (p *pool) ended(err error) {
 	p.sh.r.Log.Debug("backend connection ended", "backend", p.backend.Name, "credential", p.credential.String(), "err", err)
