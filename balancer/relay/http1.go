@@ -104,9 +104,6 @@ func (c *http1Conn) connect(ctx context.Context, s *stream) {
 	c.tls = t
 	c.in = io.LimitedReader{R: t}
 	c.read = bufio.NewReaderSize(&c.in, smallBuffer)
-	if c.spent && c.s != nil { // certificates have changed meanwhile
-		c.pool.carry(c.release())
-	}
 	over := c.over
 	sh.unlockAndFlush()
 	if over {
@@ -149,6 +146,10 @@ func (c *http1Conn) request(s *stream) []byte {
 		switch {
 		case c.s != s:
 			sh.mu.Unlock()
+			return nil
+		case c.spent: // certificates have changed meanwhile
+			c.pool.carry(c.release())
+			sh.unlockAndFlush()
 			return nil
 		case s.up.end:
 			out := appendHTTP1(nil, s.ask.head, c.pool.backend.Address, s.declared())

@@ -145,19 +145,23 @@ func TestHTTP1Close(t *testing.T) {
 	})
 }
 
-// TestHTTP1Retired: a connection that was being dialled when certificates changed carries
-// nothing.
+// TestHTTP1Retired: a connection that was being dialled, or waited for a body, when
+// certificates changed carries nothing.
 func TestHTTP1Retired(t *testing.T) {
 	run(t, setup{}, func(w *world) {
 		c := w.afterGoAway()
 		open := w.net.Gate(w.apis[0].b.Address)
-		id := c.ask(true, "GET", "/", badToken)
+		id := c.ask(false, "POST", "/", badToken, "content-length: 5")
 		synctest.Wait()
 		w.relay.Retire()
 		open()
 		w.apis[0].acceptedHTTP1().wantEnd()
 		b := w.apis[0].acceptedHTTP1()
-		b.wantRequest("GET /")
+		w.relay.Retire()
+		c.data(id, true, "hello")
+		b.wantEnd()
+		b = w.apis[0].acceptedHTTP1()
+		synctest.Wait()
 		b.say(unauthorized)
 		c.wantUnauthorized(id)
 	})
