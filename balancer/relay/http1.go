@@ -34,9 +34,8 @@ type http1Conn struct {
 	read *bufio.Reader
 
 	// Guarded by sh.mu.
-	s        *stream // whose request it carries; nil: it is idle
-	method   string  // of that
-	writing  bool    // it has not been written
+	s        *stream // whose request it carries; nil: nobody's
+	writing  bool    // the last request has not been written
 	progress progress
 	spent    bool // no other request follows
 	over     bool
@@ -58,19 +57,18 @@ var errUnasked = errors.New("the kube-apiserver says what it was not asked for")
 // there are as many as there may be, or they have been dialled too often of late.
 func (p *pool) carryHTTP1(s *stream) bool {
 	var c *http1Conn
-	switch {
+	switch i := slices.IndexFunc(p.http1, (*http1Conn).idle); {
 	case p.sh.closed:
 		return false
-	case len(p.spare) > 0:
-		c = p.spare[len(p.spare)-1]
-		p.spare = p.spare[:len(p.spare)-1]
+	case i >= 0:
+		c = p.http1[i]
 	case len(p.http1) < maxHTTP1Conns && p.dials.Spend(1, http1Dials, p.sh.now):
 		c = &http1Conn{pool: p, done: make(chan struct{}), moreBody: make(chan struct{}, 1), moreRoom: make(chan struct{}, 1)}
 		p.http1 = append(p.http1, c)
 	default:
 		return false
 	}
-	c.s, c.method, c.writing, c.progress = s, s.ask.method, true, unsent
+	c.s, c.writing, c.progress = s, true, unsent
 	s.via, s.bid = c, 0
 	s.down.receivable = backendWindow
 	if c.tls != nil {
@@ -82,6 +80,10 @@ func (p *pool) carryHTTP1(s *stream) bool {
 	go c.connect(ctx, s)
 	return true
 }
+
+// idle reports whether the connection, which is one of its pool's, takes a request: an
+// answer may come before the last one has been written.
+func (c *http1Conn) idle() bool { return c.s == nil && !c.writing }
 
 // maxHTTP1Conns is how many connections of HTTP/1.1 a pool has at most.
 const maxHTTP1Conns = 32
@@ -97,7 +99,7 @@ func (c *http1Conn) connect(ctx context.Context, s *stream) {
 	t, err := sh.r.dialTLS(ctx, c.pool.backend, c.pool.credential, "http/1.1")
 	sh.lock()
 	if err != nil {
-		c.end(balancer.DialFailed, err)
+		c.end(err)
 		sh.unlockAndFlush()
 		return
 	}
@@ -194,8 +196,11 @@ func (c *http1Conn) readAll() error {
 			return err
 		}
 		sh.lock()
-		s, method := c.s, c.method
+		s, method := c.s, ""
 		asked := s != nil && c.progress == sent
+		if asked {
+			method = s.ask.method
+		}
 		sh.mu.Unlock()
 		if !asked {
 			return errUnasked
@@ -229,6 +234,11 @@ func (c *http1Conn) readAnswer(s *stream, method string) error {
 	if whole {
 		return nil
 	}
+	return c.readBody(s, res)
+}
+
+// readBody reads the body of an answer and gives it to the stream, as that has room.
+func (c *http1Conn) readBody(s *stream, res *http.Response) error {
 	c.in.N = 1 << 62
 	buf := buffers.get(smallBuffer)
 	defer buffers.put(buf)
@@ -347,66 +357,60 @@ func tell(c chan struct{}) {
 func (c *http1Conn) leave(_ *stream, how code) {
 	c.s = nil
 	if how != codeNone || c.progress != answered {
-		c.end(balancer.Lost, errLeft)
+		c.end(errLeft)
 		return
 	}
 	c.rest()
 }
 
-// rest makes a connection without a request one for others, once the last one has been
-// written: an answer may come before.
+// rest is what follows when the connection may have become idle.
 func (c *http1Conn) rest() {
 	c.idleAt = c.pool.sh.now
-	switch {
-	case c.over || c.writing:
-	case c.spent:
-		c.end(balancer.Lost, errLeft)
-	default:
-		c.pool.spare = append(c.pool.spare, c)
+	if c.spent && c.idle() {
+		c.end(errLeft)
 	}
 }
 
 // retire takes the connection out of use for other requests than the one that it carries.
 func (c *http1Conn) retire() {
 	if c.spent = true; c.s == nil {
-		c.end(balancer.Lost, errLeft)
+		c.end(errLeft)
 	}
 }
 
-// lost is the end of a connection whose reading has ended so.
+// lost is the end of a connection that others than its stream have ended.
 func (c *http1Conn) lost(err error) {
-	e := c.pool.loss()
 	if !c.over && !expected(err) {
 		c.pool.ended(err)
 	}
-	c.end(e, err)
+	c.end(err)
 }
 
 // end takes the connection out of use, once, and tells its stream. Its reader finds out, and
 // closes it.
-func (c *http1Conn) end(e balancer.Event, err error) {
+func (c *http1Conn) end(err error) {
 	if c.over {
 		return
 	}
 	c.over = true
 	close(c.done)
 	c.cancel()
+	p := c.pool
+	p.http1 = slices.DeleteFunc(p.http1, func(other *http1Conn) bool { return other == c })
+	if c.tls != nil {
+		p.sh.doomed = append(p.sh.doomed, c.tls.NetConn().(*Sock))
+	}
+	if c.s == nil {
+		return
+	}
+	e := p.loss()
 	switch {
 	case c.tls == nil:
 		e = balancer.DialFailed
 	case c.progress == unsent:
 		e = balancer.Refused
 	}
-	if c.tls != nil {
-		c.pool.sh.doomed = append(c.pool.sh.doomed, c.tls.NetConn().(*Sock))
-	}
-	p := c.pool
-	is := func(other *http1Conn) bool { return other == c }
-	p.http1 = slices.DeleteFunc(p.http1, is)
-	p.spare = slices.DeleteFunc(p.spare, is)
-	if s := c.s; s != nil {
-		s.lost(e, err)
-	}
+	c.s.lost(e, err)
 }
 
 // idleTooLong reports whether the connection has had no request for a while. It is ended

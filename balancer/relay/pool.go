@@ -26,7 +26,6 @@ type pool struct {
 	dialled  time.Time       // when the last one began
 	wentAway time.Time       // when a connection got GOAWAY last
 	http1    []*http1Conn    // those of HTTP/1.1, or that will be
-	spare    []*http1Conn    // the idle ones among them
 	dials    balancer.Bucket // of HTTP/1.1: see http1Dials
 }
 
@@ -266,7 +265,7 @@ func (r *Relay) hangUp(b *backend.Backend, c balancer.Credential, t *tls.Conn) {
 // at all: before the first clients come, and whenever it has come back.
 func (r *Relay) Learn(ctx context.Context, b *backend.Backend) {
 	if t, err := r.dialHTTP2(ctx, b, balancer.Anonymous); err == nil {
-		t.Close()
+		_ = t.CloseWrite()
 		r.hangUp(b, balancer.Anonymous, t)
 	}
 }
@@ -295,7 +294,7 @@ func (p *pool) tick() {
 	}
 	for _, c := range slices.Clone(p.http1) {
 		if c.idleTooLong(now) {
-			c.end(balancer.Lost, errLeft)
+			c.end(errLeft)
 		}
 	}
 	p.serveWaiting()
