@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -37,14 +36,10 @@ func TestMuchBehindTheEnd(t *testing.T) {
 	watchdog := time.AfterFunc(20*time.Second, func() { panic("the reader of a connection that has ended does not rest") })
 	defer watchdog.Stop()
 	var conn *chunked
-	run(t, setup{options: func(o *Options) {
-		dial := o.Dial
-		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := dial(ctx, network, address)
-			conn = &chunked{Conn: c}
-			return conn, err
-		}
-	}}, func(w *world) {
+	run(t, setup{options: wrapped(func(c net.Conn, _ string) net.Conn {
+		conn = &chunked{Conn: c}
+		return conn
+	})}, func(w *world) {
 		w.apis[0].config.DynamicRecordSizingDisabled = true
 		c := w.client(nil).greet()
 		c.ask(true, "GET", logPath)

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -149,16 +148,12 @@ func (c *deafConn) Write(p []byte) (int, error) {
 // backend's own side still stands.
 func TestHTTP1WriteFails(t *testing.T) {
 	var broken atomic.Bool
-	run(t, setup{backends: 2, options: func(o *Options) {
-		dial := o.Dial
-		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := dial(ctx, network, address)
-			if strings.HasPrefix(address, "10.0.0.1:") {
-				c = &deafConn{c, &broken}
-			}
-			return c, err
+	run(t, setup{backends: 2, options: wrapped(func(c net.Conn, address string) net.Conn {
+		if strings.HasPrefix(address, "10.0.0.1:") {
+			c = &deafConn{c, &broken}
 		}
-	}}, func(w *world) {
+		return c
+	})}, func(w *world) {
 		w.prefer(0)
 		c := w.afterGoAway()
 		id := c.ask(true, "GET", "/", badToken)

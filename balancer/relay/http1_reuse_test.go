@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"net"
 	"runtime"
 	"strings"
@@ -37,11 +36,7 @@ func TestHTTP1Unasked(t *testing.T) {
 				b.wantEnd()
 				b = w.apis[0].acceptedHTTP1()
 				c.data(id, true, "hello")
-				synctest.Wait()
-				b.mu.Lock()
-				heard := b.heard.String()
-				b.mu.Unlock()
-				if !strings.HasSuffix(heard, "\r\n\r\nhello") {
+				if heard := b.soFar(); !strings.HasSuffix(heard, "\r\n\r\nhello") {
 					w.Errorf("the backend hears %q", heard)
 				}
 				b.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
@@ -78,15 +73,7 @@ func TestHTTP1Handshakes(t *testing.T) {
 // ends in the end.
 func TestHTTP1NeverRead(t *testing.T) {
 	var last *gatedConn // that was dialled
-	run(t, setup{options: func(o *Options) {
-		dial := o.Dial
-		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := dial(ctx, network, address)
-			last = &gatedConn{Conn: c}
-			last.shut()()
-			return last, err
-		}
-	}}, func(w *world) {
+	run(t, setup{options: gated(&last)}, func(w *world) {
 		c := w.afterGoAway()
 		id := c.ask(false, "POST", "/", badToken, "content-length: 5")
 		b := w.apis[0].acceptedHTTP1()
@@ -116,22 +103,18 @@ func (c *closeConn) Close() error {
 func TestHTTP1Close(t *testing.T) {
 	var locked atomic.Bool
 	var sh atomic.Pointer[shard]
-	run(t, setup{options: func(o *Options) {
-		dial := o.Dial
-		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := dial(ctx, network, address)
-			return &closeConn{c, func() {
-				for range 1000 {
-					if mu := &sh.Load().mu; mu.TryLock() {
-						mu.Unlock()
-						return
-					}
-					runtime.Gosched()
+	run(t, setup{options: wrapped(func(c net.Conn, _ string) net.Conn {
+		return &closeConn{c, func() {
+			for range 1000 {
+				if mu := &sh.Load().mu; mu.TryLock() {
+					mu.Unlock()
+					return
 				}
-				locked.Store(true)
-			}}, err
-		}
-	}}, func(w *world) {
+				runtime.Gosched()
+			}
+			locked.Store(true)
+		}}
+	})}, func(w *world) {
 		sh.Store(w.relay.shards[0])
 		c := w.afterGoAway()
 		id := c.ask(true, "GET", "/", badToken)

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -55,15 +54,15 @@ func (a *kubeAPIServer) serveHTTP1(t *tls.Conn) {
 // acceptedHTTP1 returns the next connection of HTTP/1.1 to the backend.
 func (a *kubeAPIServer) acceptedHTTP1() *http1Peer {
 	a.w.Helper()
+	return next(a, "HTTP/1.1", &a.http1)
+}
+
+// soFar returns what has come that the test has not checked yet.
+func (p *http1Peer) soFar() string {
 	synctest.Wait()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.http1) == 0 {
-		a.w.Fatalf("nobody connects to backend %s over HTTP/1.1", a.b.Name)
-	}
-	p := a.http1[0]
-	a.http1 = a.http1[1:]
-	return p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.heard.String()
 }
 
 // want checks what has come, literally.
@@ -591,20 +590,21 @@ func (c *gatedConn) shut() (open func()) {
 	return sync.OnceFunc(func() { close(c.gate) })
 }
 
+// gated makes all connections to backends such, open; last is the one that was dialled last.
+func gated(last **gatedConn) func(*Options) {
+	return wrapped(func(c net.Conn, _ string) net.Conn {
+		*last = &gatedConn{Conn: c}
+		(*last).shut()()
+		return *last
+	})
+}
+
 // TestHTTP1AnswerFirst: an answer may come before the last byte of the request has been
 // written. The connection is not used again before that: what is written to it then would be
 // taken for the rest of the body.
 func TestHTTP1AnswerFirst(t *testing.T) {
 	var last *gatedConn // that was dialled
-	run(t, setup{options: func(o *Options) {
-		dial := o.Dial
-		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := dial(ctx, network, address)
-			last = &gatedConn{Conn: c}
-			last.shut()()
-			return last, err
-		}
-	}}, func(w *world) {
+	run(t, setup{options: gated(&last)}, func(w *world) {
 		c := w.afterGoAway()
 		id := c.ask(false, "POST", "/", badToken, "content-length: 5")
 		b := w.apis[0].acceptedHTTP1()
@@ -621,10 +621,7 @@ func TestHTTP1AnswerFirst(t *testing.T) {
 		open()
 		synctest.Wait()
 		next := c.ask(true, "GET", "/2", badToken)
-		synctest.Wait()
-		b.mu.Lock()
-		_, heard, _ := strings.Cut(b.heard.String(), "\r\n\r\n") // behind the head of the first
-		b.mu.Unlock()
+		_, heard, _ := strings.Cut(b.soFar(), "\r\n\r\n") // behind the head of the first
 		if !strings.HasPrefix(heard, "helloGET /2 HTTP/1.1\r\n") {
 			w.Fatalf("after the head comes %q", heard)
 		}

@@ -226,14 +226,20 @@ func (a *kubeAPIServer) accepted(settings ...http2.Setting) *peer {
 // said nothing.
 func (a *kubeAPIServer) ungreeted() *peer {
 	a.w.Helper()
+	return next(a, "HTTP/2", &a.fresh)
+}
+
+// next returns the next of the connections to a backend, over the protocol given.
+func next[P any](a *kubeAPIServer, protocol string, fresh *[]P) P {
+	a.w.Helper()
 	synctest.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.fresh) == 0 {
-		a.w.Fatalf("nobody connects to backend %s", a.b.Name)
+	if len(*fresh) == 0 {
+		a.w.Fatalf("nobody connects to backend %s over %s", a.b.Name, protocol)
 	}
-	p := a.fresh[0]
-	a.fresh = a.fresh[1:]
+	p := (*fresh)[0]
+	*fresh = (*fresh)[1:]
 	return p
 }
 

@@ -50,6 +50,20 @@ type setup struct {
 	shards   int // 0: one
 }
 
+// wrapped has each connection that is dialled, to the address given, replaced by wrap.
+func wrapped(wrap func(c net.Conn, address string) net.Conn) func(*Options) {
+	return func(o *Options) {
+		dial := o.Dial
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(c, address), nil
+		}
+	}
+}
+
 // world is a relay between clients and backends.
 type world struct {
 	testing.TB
