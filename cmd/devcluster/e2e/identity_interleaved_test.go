@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"apiserver-lb/cmd/devcluster/cluster"
+	loadgen "apiserver-lb/cmd/devcluster/load"
 )
 
 // voice is one of several callers that share a client's connections.
@@ -208,7 +209,7 @@ func TestGoodTokenAmongBad(t *testing.T) {
 			for range tt.rounds {
 				r.round(t, tt.protocol, tt.limited, tt.requests, tt.bases)
 			}
-			quiet, busy := p99(r.quiet), p99(r.busy)
+			quiet, busy := loadgen.Percentile(r.quiet, .99), loadgen.Percentile(r.busy, .99)
 			t.Logf("p99 of alice: %v, and %v, %.2f times as much, beside %d bad requests, of which a limit has refused %d", quiet, busy, busy.Seconds()/quiet.Seconds(), r.bad, r.turnedAway)
 		})
 	}
@@ -218,11 +219,6 @@ func TestGoodTokenAmongBad(t *testing.T) {
 type amongBad struct {
 	quiet, busy     []time.Duration
 	bad, turnedAway int64
-}
-
-func p99(took []time.Duration) time.Duration {
-	slices.Sort(took)
-	return took[len(took)*99/100]
 }
 
 // round measures a number of requests of alice, alone and beside 500 bad ones a second.

@@ -126,7 +126,7 @@ func TestPercentile(t *testing.T) {
 		{hundred, .99, ms(99)},
 		{hundred, 1, ms(100)},
 	} {
-		if got := percentile(tt.values, tt.p); got != tt.want {
+		if got := Percentile(tt.values, tt.p); got != tt.want {
 			t.Errorf("percentile %v of %d values is %v, want %v", tt.p, len(tt.values), got, tt.want)
 		}
 	}

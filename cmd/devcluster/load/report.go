@@ -153,9 +153,9 @@ func (r *Report) Texts(relative time.Time, n int) []string {
 // seconds writes a duration in seconds.
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
 
-// percentile returns the value below which a share p of the values lies; 0 for none. It sorts
+// Percentile returns the value below which a share p of the values lies; 0 for none. It sorts
 // them.
-func percentile(values []time.Duration, p float64) time.Duration {
+func Percentile(values []time.Duration, p float64) time.Duration {
 	if len(values) == 0 {
 		return 0
 	}

@@ -104,5 +104,5 @@ func (s *seen) fill(r *Report, writes map[int]time.Time) {
 			lags = append(lags, max(0, at.Sub(began)))
 		}
 	}
-	r.Lag50, r.Lag99, r.LagMax = percentile(lags, .5), percentile(lags, .99), percentile(lags, 1)
+	r.Lag50, r.Lag99, r.LagMax = Percentile(lags, .5), Percentile(lags, .99), Percentile(lags, 1)
 }
